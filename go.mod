@@ -1,0 +1,3 @@
+module hawser.dev/hawser
+
+go 1.26
