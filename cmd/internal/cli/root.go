@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hawser.dev/hawser/cmd/internal/cli/completion"
+	"hawser.dev/hawser/cmd/internal/cli/exit"
+	"hawser.dev/hawser/cmd/internal/cli/factory"
+	"hawser.dev/hawser/cmd/internal/cli/version"
+)
+
+const (
+	groupVolumes = "volumes"
+	groupHost    = "host"
+	groupTarget  = "target"
+	groupOther   = "other"
+)
+
+// newRoot builds the whole tree of commands. Each verb is one package with a New function; add it to its group here.
+func newRoot(f *factory.Factory) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hawser VERB",
+		Short: "Make a host fast to its block storage",
+		Long: `hawser discovers volumes over NVMe/TCP, attaches them, keeps their paths alive, and lets them go
+without losing a byte. In the same binary, 'hawser target' exports local drives.
+
+TARGET is nvme://HOST[:PORT]/NQN[#NAMESPACE], where NAMESPACE is a UUID, NGUID, EUI-64 or nsid=N;
+PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
+		Example: `  hawser demo
+  hawser discover 192.0.2.10
+  hawser attach nvme://192.0.2.10/nqn.2026-01.org.example:vol1`,
+		Version:       version.Read().Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          knownVerb,
+		RunE:          needVerb,
+		// Every command passes here before it runs.
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return f.Finalize(cmd) },
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetIn(f.IO.In)
+	root.SetOut(f.IO.Out)
+	root.SetErr(f.IO.Err)
+	root.SetVersionTemplate("hawser {{.Version}}\n")
+	root.SetUsageTemplate(usageTemplate)
+	cobra.AddTemplateFunc("exitCodes", exitCodes)
+	f.AddGlobalFlags(root)
+	root.Flags().SortFlags = false
+
+	root.AddGroup(
+		&cobra.Group{ID: groupVolumes, Title: "Volumes:"},
+		&cobra.Group{ID: groupTarget, Title: "Exporting:"},
+		&cobra.Group{ID: groupHost, Title: "This host:"},
+		&cobra.Group{ID: groupOther, Title: "Other:"},
+	)
+	add := func(group string, verbs ...*cobra.Command) {
+		for _, v := range verbs {
+			v.GroupID = group
+		}
+		root.AddCommand(verbs...)
+	}
+	add(groupOther, version.New(f), completion.New(f))
+	root.SetHelpCommand(newHelp())
+	root.SetHelpCommandGroupID(groupOther)
+	root.InitDefaultHelpCmd()
+	root.AddCommand(topics()...)
+
+	finish(root)
+	return root
+}
+
+// finish gives commands that only hold others the behaviour of the root.
+func finish(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		if c.HasSubCommands() && c.RunE == nil {
+			c.Args, c.RunE = knownVerb, needVerb
+			exit.Document(c)
+		}
+		finish(c)
+	}
+}
+
+// knownVerb refuses arguments of a command that takes only subcommands: cobra hands it those it does not know.
+func knownVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := fmt.Sprintf("'%s --help' lists the verbs", cmd.CommandPath())
+	if cmd.SuggestionsMinimumDistance == 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return exit.New(exit.Usage, fmt.Errorf("unknown verb %q", args[0]), hint)
+}
+
+// newHelp is 'hawser help': cobra's own ends with 0 for what it does not know.
+func newHelp() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "help [VERB | TOPIC]",
+		Short:   "Explain a verb or a topic",
+		Long:    "Explains a verb, as 'hawser VERB --help' does, or one of the topics that 'hawser --help' ends with.",
+		Example: "  hawser help exit-codes\n  hawser help target serve",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return exit.New(exit.Usage, fmt.Errorf("no verb or topic %q", strings.Join(args, " ")), "'hawser --help' lists them")
+			}
+			c.InitDefaultHelpFlag()
+			return c.Help()
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			c, _, err := cmd.Root().Find(args)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			var names []cobra.Completion
+			for _, sub := range c.Commands() {
+				if (sub.IsAvailableCommand() || sub.IsAdditionalHelpTopicCommand()) && strings.HasPrefix(sub.Name(), prefix) {
+					names = append(names, cobra.CompletionWithDesc(sub.Name(), sub.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	exit.Document(cmd)
+	return cmd
+}
+
+// needVerb answers a call without a verb with help, and with the code of a call that asked for nothing.
+func needVerb(cmd *cobra.Command, _ []string) error {
+	cmd.SetOut(cmd.ErrOrStderr())
+	if err := cmd.Help(); err != nil {
+		return err
+	}
+	return exit.New(exit.Usage, fmt.Errorf("a verb is missing"), "the verbs are listed above")
+}
+
+const usageTemplate = `Usage:{{if .Runnable}}
+  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}{{$cmds := .Commands}}{{if eq (len .Groups) 0}}
+
+Verbs:{{range $cmds}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{else}}{{range $group := .Groups}}
+
+{{.Title}}{{range $cmds}}{{if and (eq .GroupID $group.ID) (or .IsAvailableCommand (eq .Name "help"))}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{end}}{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableInheritedFlags}}
+
+Flags of every verb:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{with exitCodes .}}
+
+Exit codes:
+{{.}}{{end}}{{if .HasHelpSubCommands}}
+
+Topics:{{range .Commands}}{{if .IsAdditionalHelpTopicCommand}}
+  {{rpad .CommandPath .CommandPathPadding}} {{.Short}}{{end}}{{end}}{{end}}
+`
+
+// exitCodes renders the codes that a command documents.
+func exitCodes(cmd *cobra.Command) string {
+	var b strings.Builder
+	for i, c := range exit.Documented(cmd) {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		fmt.Fprintf(&b, "  %3d  %s", c, c)
+	}
+	return b.String()
+}
