@@ -33,21 +33,10 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 func fesName(fes uint16, fei uint32) string {
-	switch fes {
-	case wire.FESInvalidHeader:
-		return fmt.Sprintf("invalid PDU header field at byte %d", fei)
-	case wire.FESSequence:
-		return "PDU sequence error"
-	case wire.FESHeaderDigest:
-		return "header digest error"
-	case wire.FESOutOfRange:
-		return "data transfer out of range"
-	case wire.FESLimitExceeded:
-		return "data transfer or R2T limit exceeded"
-	case wire.FESUnsupported:
-		return fmt.Sprintf("unsupported parameter at byte %d", fei)
+	if fes == wire.FESInvalidHeader || fes == wire.FESUnsupportedParam {
+		return fmt.Sprintf("%s at byte %d", wire.FESString(fes), fei)
 	}
-	return fmt.Sprintf("fatal error status %#x", fes)
+	return wire.FESString(fes)
 }
 
 // Reasons that are the same for every connection.

@@ -136,7 +136,7 @@ func (r *receiver) parse() *Error {
 		if dgst {
 			need += digestLen
 		}
-		if h.PDO > 0 {
+		if h.PDO > 0 && h.Type > wire.TypeC2HTermReq {
 			need = int(h.PDO)
 		}
 		if len(b) < need {
@@ -255,9 +255,7 @@ func readError(err error) error {
 // termReq builds the PDU that answers e (NVMe/TCP 3.6.2.4): at most 128 bytes
 // of the offending header are echoed.
 func termReq(p *pdu, t wire.PDUType, e *Error) {
-	n := copy(make([]byte, 0), e.header)
-	_ = n
-	echo := append([]byte(nil), e.header[:min(len(e.header), 128)]...)
+	echo := append([]byte(nil), e.header[:min(len(e.header), wire.MaxTermReqData)]...)
 	b := format{align: 4}.begin(p, t, 0, wire.HLenTermReq, nil)
 	b = (&wire.TermReq{FES: e.FES, FEI: e.FEI}).AppendTo(b)
 	p.hlen, p.data = len(b), echo

@@ -77,17 +77,19 @@ type sender struct {
 	head, tail *pdu
 	flushing   bool
 	dead       bool // nothing is linked or written any more
+	failed     bool // the stream takes nothing any more
 	stalled    chan struct{}
 	poll       bool // a spinning loop retries by itself; no goroutine waits for room
 
-	s    Stream
-	iov  [maxIov][]byte
-	refs int
+	s   Stream
+	iov [maxIov][]byte
 
 	// sent is told, with mu held, of every PDU that has left.
 	sent func(*pdu)
 	// broken is told, without mu, that writing failed.
 	broken func(error)
+	// drained is told, without mu, that the goroutine that waited for room is done.
+	drained func()
 }
 
 func (t *sender) init(s Stream) {
@@ -145,6 +147,7 @@ func (t *sender) drain() {
 		if err != nil {
 			t.broken(err)
 		}
+		t.drained()
 	}
 }
 
@@ -174,6 +177,7 @@ func (t *sender) write(wait bool) error {
 			t.sent(p)
 		}
 		if err != nil {
+			t.failed = err != ErrAgain
 			return err
 		}
 	}
@@ -206,38 +210,42 @@ func (p *pdu) gather(iov *[maxIov][]byte, n int) int {
 
 // stop forgets every PDU and waits until nobody writes; then no memory of a
 // command is read any more. The stream must be closed, or able to make
-// progress. It returns the PDUs that had not left.
-func (t *sender) stop() *pdu {
+// progress.
+func (t *sender) stop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.dead = true
 	for t.flushing {
 		t.idle.Wait()
 	}
-	head := t.head
 	t.head, t.tail = nil, nil
 	if t.stalled != nil {
 		close(t.stalled)
 		t.stalled = nil
 	}
-	return head
 }
 
-// only forgets every PDU of which nothing has left and links p behind the
-// one that is half out, if any. It returns those forgotten. mu is held.
-func (t *sender) only(p *pdu) *pdu {
-	rest := t.head
-	if t.flushing || (rest != nil && rest.off > 0) {
-		// The flusher holds vectors of PDUs behind the head as well: they may be leaving now.
-		if t.flushing {
-			t.link(p)
-			return nil
+// last makes p the last PDU of the connection: those of which nothing has
+// left are forgotten, unless another goroutine is writing them right now.
+func (t *sender) last(p *pdu) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.flushing {
+		if t.head != nil && t.head.off > 0 {
+			t.head.next, t.tail = nil, t.head
+		} else {
+			t.head, t.tail = nil, nil
 		}
-		rest = t.head.next
-		t.head.next, t.tail = nil, t.head
-	} else {
-		t.head, t.tail = nil, nil
 	}
 	t.link(p)
-	return rest
+	t.flush()
+}
+
+// wait returns when everything linked has left, or writing has failed.
+func (t *sender) wait() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.flushing {
+		t.idle.Wait()
+	}
 }
