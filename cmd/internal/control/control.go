@@ -9,13 +9,14 @@
 package control
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"time"
+
+	"hawser.dev/hawser/cmd/internal/cli/exit"
 )
 
 const (
@@ -80,30 +81,12 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// ExitCode is the exit code the command ends with.
-func (e *Error) ExitCode() int { return e.Code }
-
-// ExitHint is the remedy, if any.
-func (e *Error) ExitHint() string { return e.Hint }
+// Exit gives the exit code and the remedy, if any.
+func (e *Error) Exit() (code int, hint string) { return e.Code, e.Hint }
 
 // errorOf gives err its form on the wire.
 func errorOf(err error) *Error {
-	if ce, ok := errors.AsType[*Error](err); ok {
-		return &Error{Code: ce.Code, Message: err.Error(), Hint: ce.Hint}
-	}
-	e := &Error{Code: 1, Message: err.Error()}
-	var coder interface{ ExitCode() int }
-	var hinter interface{ ExitHint() string }
-	switch {
-	case errors.As(err, &coder):
-		e.Code = coder.ExitCode()
-	case errors.Is(err, context.DeadlineExceeded):
-		e.Code = 6
-	}
-	if errors.As(err, &hinter) {
-		e.Hint = hinter.ExitHint()
-	}
-	return e
+	return &Error{Code: int(exit.CodeOf(err)), Message: err.Error(), Hint: exit.Hint(err)}
 }
 
 // OpError is the error of every function here that fails before or outside the peer's own answer.

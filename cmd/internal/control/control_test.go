@@ -37,9 +37,8 @@ type echoParams struct {
 
 type codedError struct{}
 
-func (codedError) Error() string    { return "volume is in use" }
-func (codedError) ExitCode() int    { return 9 }
-func (codedError) ExitHint() string { return "close it" }
+func (codedError) Error() string       { return "volume is in use" }
+func (codedError) Exit() (int, string) { return 9, "close it" }
 
 // serve starts a server with a few methods and returns its socket; started receives when "block" is running and
 // ended how its context ended.
