@@ -19,8 +19,8 @@ type Handler interface {
 	// Begin is called when a capsule has arrived, before its data. For data
 	// from the host the handler sets c.Data to a buffer of c.DataLen bytes,
 	// calls c.Complete with an error status (data on the wire is then thrown
-	// away), or, if the data is not in the capsule (c.InCapsule), leaves
-	// c.Data nil and calls c.Provide later.
+	// away), or, if the data is not in the capsule (c.InCapsule), calls c.Defer
+	// now and c.Provide later.
 	Begin(c *Cmd)
 	// Execute is called when all data is in, if Begin did not Complete. It
 	// ends in exactly one c.Complete, at once or later, from any goroutine.
@@ -117,6 +117,7 @@ type Cmd struct {
 	q        *TargetQueue
 	state    cmdState // the loop's
 	begun    bool     // Release is owed
+	deferred bool     // the loop's
 	badSum   bool
 	repeated bool // its CID was in flight
 	ttag     uint16
@@ -217,7 +218,10 @@ func (c *Cmd) Complete(status nvme.Status, result uint64) {
 	}
 }
 
-// Provide gives the buffer of a command that Begin left without: DataLen bytes. Any goroutine may call it.
+// Defer is called in Begin when there is no buffer yet for data that is not in the capsule.
+func (c *Cmd) Defer() { c.deferred = true }
+
+// Provide gives the buffer of a command after Defer: DataLen bytes. Any goroutine may call it, also in Begin.
 func (c *Cmd) Provide(buf []byte) {
 	q := c.q
 	c.Data = buf
@@ -573,7 +577,7 @@ func (q *TargetQueue) command(b []byte, n int) ([]byte, int, *Error) {
 		return nil, 0, e
 	}
 	c.SQE.Parse(b)
-	c.state, c.begun, c.badSum, c.repeated = cmdHeld, false, false, false
+	c.state, c.begun, c.deferred, c.badSum, c.repeated = cmdHeld, false, false, false, false
 	c.got, c.DataLen, c.Data, c.InCapsule = 0, 0, nil, false
 	c.ttag += MaxDepth // the next generation
 	c.asked.Store(0)
@@ -604,11 +608,16 @@ func (q *TargetQueue) command(b []byte, n int) ([]byte, int, *Error) {
 	case c.finished.Load():
 	case !toController:
 		q.cfg.Handler.Execute(c)
+	case c.deferred && !c.InCapsule:
+	case len(c.Data) != c.DataLen:
+		q.cfg.Logger.Error("no buffer for the data of a command", "opcode", c.SQE.Opcode, "bytes", c.DataLen, "buffer", len(c.Data))
+		c.state = cmdHeld
+		c.Complete(nvme.StatusInternalError|nvme.StatusDNR, 0)
 	case c.InCapsule:
 		c.state = cmdReceiving
 		q.cur = c
 		return c.Data[:n:n], n, nil
-	case c.Data != nil:
+	default:
 		c.state = cmdReceiving
 		c.link, q.asks = q.asks, c
 	}
