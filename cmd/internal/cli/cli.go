@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -113,6 +114,9 @@ func (r *invocation) prepare(cmd *cobra.Command) {
 func flagError(err error) error {
 	var value *pflag.InvalidValueError
 	if errors.As(err, &value) {
+		if cause := value.Unwrap(); strings.Contains(cause.Error(), strconv.Quote(value.GetValue())) {
+			return fmt.Errorf("--%s: %w", value.GetFlag().Name, cause)
+		}
 		return fmt.Errorf("--%s %q: %w", value.GetFlag().Name, value.GetValue(), value.Unwrap())
 	}
 	return err

@@ -9,6 +9,7 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/completion"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
+	"hawser.dev/hawser/cmd/internal/cli/host"
 	"hawser.dev/hawser/cmd/internal/cli/version"
 )
 
@@ -62,6 +63,7 @@ PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
 		}
 		root.AddCommand(verbs...)
 	}
+	add(groupHost, host.New(f))
 	add(groupOther, version.New(f), completion.New(f))
 	root.SetHelpCommand(newHelp())
 	root.SetHelpCommandGroupID(groupOther)

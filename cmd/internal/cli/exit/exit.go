@@ -77,7 +77,9 @@ func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
 // A coder is an error of a package that knows its exit code without knowing this one.
-type coder interface{ Exit() (code int, hint string) }
+type coder interface {
+	Exit() (code int, hint string)
+}
 
 // New gives err a code and a hint; a nil err stays nil.
 func New(code Code, err error, hint string) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hawser.dev/hawser/attach/hostid"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/iostreams"
 	"hawser.dev/hawser/cmd/internal/cli/output"
@@ -25,6 +26,9 @@ type Factory struct {
 
 	// Executable returns the path of this program, for what runs it again in the background.
 	Executable func() (string, error)
+
+	// HostIDs finds the identity of the user who calls.
+	HostIDs func() *hostid.Store
 
 	flags globalFlags
 }
@@ -39,7 +43,11 @@ type globalFlags struct {
 
 // New returns the Factory of a process.
 func New(streams iostreams.Streams) *Factory {
-	return &Factory{IO: streams, Executable: os.Executable}
+	return &Factory{
+		IO:         streams,
+		Executable: os.Executable,
+		HostIDs:    func() *hostid.Store { return hostid.New(os.Geteuid(), streams.LookupEnv) },
+	}
 }
 
 // AddGlobalFlags defines the flags that every command has.
