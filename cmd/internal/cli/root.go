@@ -10,6 +10,7 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
 	"hawser.dev/hawser/cmd/internal/cli/host"
+	"hawser.dev/hawser/cmd/internal/cli/iostreams"
 	"hawser.dev/hawser/cmd/internal/cli/version"
 )
 
@@ -19,6 +20,9 @@ const (
 	groupTarget  = "target"
 	groupOther   = "other"
 )
+
+// Root returns the tree of commands as it is for nobody in particular, for what is generated from it.
+func Root() *cobra.Command { return newRoot(factory.New(iostreams.Streams{})) }
 
 // newRoot builds the whole tree of commands. Each verb is one package with a New function; add it to its group here.
 func newRoot(f *factory.Factory) *cobra.Command {
