@@ -1,0 +1,3 @@
+package targetlite
+
+func defaultBufferMemory() int64 { return 256 << 20 }
