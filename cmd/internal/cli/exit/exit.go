@@ -131,6 +131,11 @@ func CodeOf(err error) Code {
 	return Failed
 }
 
+// A remote error was given its code by the process that met it (control.Error).
+type remote interface {
+	Exit() (code int, hint string)
+}
+
 func find(err error) (Code, bool) {
 	switch x := err.(type) {
 	case *Error:

@@ -30,6 +30,8 @@ func (s *Streams) StartProgress(label string) *Progress {
 		return nil
 	}
 	p := &Progress{w: s.Err, width: s.width(), label: label, start: time.Now()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.timer = time.AfterFunc(Delay, p.tick)
 	return p
 }

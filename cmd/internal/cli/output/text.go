@@ -89,8 +89,12 @@ func (t *Text) Table(header []string, rows [][]string) error {
 		return err
 	}
 	for line := range strings.Lines(b.String()) {
-		t.b.WriteString(strings.TrimRight(line, " \n"))
-		t.b.WriteByte('\n')
+		line = strings.TrimRight(line, " \n")
+		// tablewriter ends padded cells that are coloured by a reset of its own.
+		for strings.HasSuffix(line, " \x1b[0m") {
+			line = strings.TrimRight(strings.TrimSuffix(line, "\x1b[0m"), " ")
+		}
+		t.b.WriteString(line + "\n")
 	}
 	return nil
 }
