@@ -79,7 +79,7 @@ type HostQueue struct {
 
 	slots   []hostSlot
 	free    []uint16
-	open    int
+	answers uint64
 	backlog reqList // accepted, waiting for a slot
 	done    reqList // over, Done not called yet
 	inLoop  bool    // the loop will flush and call Done when the batch is over
@@ -301,7 +301,6 @@ func (l *reqList) call() {
 func (q *HostQueue) start(r *Request) {
 	i := q.free[len(q.free)-1]
 	q.free = q.free[:len(q.free)-1]
-	q.open++
 	s := &q.slots[i]
 	s.req, s.tick = r, q.tick
 	s.cid += MaxDepth // the next generation
@@ -404,7 +403,7 @@ func (q *HostQueue) sendData(s *hostSlot) {
 func (q *HostQueue) finish(s *hostSlot) {
 	r := s.req
 	s.req = nil
-	q.open--
+	q.answers++
 	q.free = append(q.free, uint16(s.cid%MaxDepth))
 	q.done.push(r)
 	if next := q.backlog.head; next != nil && q.err == nil {
@@ -521,6 +520,23 @@ func endConnection(tx *sender, s Stream, t wire.PDUType, e *Error) {
 		}
 		read += n
 	}
+}
+
+// Shutdown ends the queue in order once nothing is open: the peer reads EOF.
+func (q *HostQueue) Shutdown() {
+	q.tx.mu.Lock()
+	if q.err == nil {
+		q.err = &Error{Op: "close", Err: ErrClosed}
+	}
+	q.tx.mu.Unlock()
+	q.s.Close()
+}
+
+// Answers returns how many commands have been answered so far.
+func (q *HostQueue) Answers() uint64 {
+	q.tx.mu.Lock()
+	defer q.tx.mu.Unlock()
+	return q.answers
 }
 
 // end is the last act of the loop.
