@@ -79,7 +79,7 @@ func (t *Text) Table(header []string, rows [][]string) error {
 	for _, row := range rows {
 		clean := make([]string, len(row))
 		for i, c := range row {
-			clean[i] = t.printable(c)
+			clean[i] = t.Safe(c)
 		}
 		if err := table.Append(clean); err != nil {
 			return err
@@ -106,12 +106,12 @@ func (t *Text) Fields(pairs ...[2]string) {
 		width = max(width, len(p[0]))
 	}
 	for _, p := range pairs {
-		t.Printf("%s%s %s\n", t.Bold(p[0]+":"), strings.Repeat(" ", width-len(p[0])), t.printable(p[1]))
+		t.Printf("%s%s %s\n", t.Bold(p[0]+":"), strings.Repeat(" ", width-len(p[0])), t.Safe(p[1]))
 	}
 }
 
-// printable escapes what cannot be printed, except the sequences that the Palette put there.
-func (t *Text) printable(s string) string {
+// Safe escapes what cannot be printed, except the sequences that the Palette put there.
+func (t *Text) Safe(s string) string {
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) < 0 {
 		return s
 	}

@@ -1,0 +1,31 @@
+// Package target is 'hawser target': exporting local storage over NVMe/TCP.
+package target
+
+import (
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"hawser.dev/hawser/attach"
+	"hawser.dev/hawser/cmd/internal/cli/factory"
+)
+
+// New returns the command with its verbs.
+func New(f *factory.Factory) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "target",
+		Short: "Export local storage over NVMe/TCP",
+		Long: `Exports files, block devices and memory as NVMe namespaces, with a discovery service on every portal. It needs neither
+root nor a kernel module, other than access to what is exported.`,
+		Example: "  hawser target serve --listen 127.0.0.1 --export disk.img --allow-any-host",
+	}
+	cmd.AddCommand(newServe(f), newList(f))
+	return cmd
+}
+
+const service = "target"
+
+// socketDir is where targets have their control sockets, named after their process IDs, unless they are told otherwise.
+func socketDir(f *factory.Factory) string {
+	return filepath.Join(attach.DefaultDir(f.IO.Env), "target")
+}
