@@ -585,6 +585,7 @@ func (q *TargetQueue) command(b []byte, n int) ([]byte, int, *Error) {
 
 	status, e := q.transfer(c, n)
 	if e != nil {
+		c.state = cmdRefused
 		return nil, 0, e
 	}
 	if cids := q.cids.Load(); cids != nil {
