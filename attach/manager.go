@@ -594,7 +594,7 @@ func (m *Manager) selects(ctx context.Context, sel Selector, r *Record) bool {
 		return true
 	}
 	if sel.device() {
-		return strings.HasPrefix(sel.Text, "/") && strings.HasSuffix(r.Device, "?socket="+sel.Text)
+		return r.Device == SocketDevice(sel.Text)
 	}
 	ref, err := ParseNamespaceRef(sel.Text)
 	return err == nil && ref.NSID == 0 && r.Identity.Is(ref)
@@ -678,10 +678,10 @@ func InUse(name string, clients []Client) error {
 	for i, c := range clients {
 		who[i] = fmt.Sprintf("process %d", c.PID)
 		if c.Command != "" {
-			who[i] += fmt.Sprintf(" (%s)", c.Command)
+			who[i] += " " + c.Command
 		}
 	}
-	return &Error{Cause: CauseInUse, Err: fmt.Errorf("%s is in use by %d of its clients: %s", name, len(clients), strings.Join(who, ", ")),
+	return &Error{Cause: CauseInUse, Err: fmt.Errorf("%s is in use, clients connected: %d (%s)", name, len(clients), strings.Join(who, ", ")),
 		Hint: "end them first, or use --force, which cuts them off"}
 }
 

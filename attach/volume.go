@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"net/url"
 	"time"
 
 	"hawser.dev/hawser/nvme"
@@ -124,6 +125,11 @@ type Volume struct {
 
 // DataLostPossible is the value of Volume.DataLost.
 const DataLostPossible = "possible"
+
+// SocketDevice is the device string of a volume shown on a unix socket: an NBD URI.
+func SocketDevice(path string) string {
+	return "nbd+unix:///?socket=" + (&url.URL{Path: path}).EscapedPath()
+}
 
 // Client is a process that has the device open.
 type Client struct {

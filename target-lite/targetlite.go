@@ -34,8 +34,8 @@ type Config struct {
 	InCapsule   int // bytes of write data in a capsule on I/O queues, a multiple of 16; 0: 16 KiB; below 0: none
 	MaxTransfer int // bytes of a command, a power of two from 4 KiB to 16 MiB; 0: 1 MiB
 
-	// BufferMemory bounds the memory of all data buffers, in bytes. When it is in use, commands wait. 0: an eighth of
-	// the machine's memory, but at least 64 MiB and at most 1 GiB.
+	// BufferMemory bounds the memory of all data buffers, in bytes. When it is in use, commands wait; one controller gets
+	// at most a quarter of it. 0: an eighth of the machine's memory, but at least 64 MiB and at most 512 MiB.
 	BufferMemory int64
 	// MaxConnections bounds the TCP connections; 0: 16384.
 	MaxConnections int
@@ -119,8 +119,8 @@ func (c *Config) setDefaults() error {
 		return invalidf("largest transfer %d, use a power of two from 4096 to %d", c.MaxTransfer, 16<<20)
 	case c.InCapsule%16 != 0 || c.InCapsule > c.MaxTransfer:
 		return invalidf("%d bytes of data in a capsule, use a multiple of 16 up to %d", c.InCapsule, c.MaxTransfer)
-	case c.BufferMemory < 4*int64(c.MaxTransfer):
-		return invalidf("%d bytes of buffers, use at least 4 times the largest transfer of %d", c.BufferMemory, c.MaxTransfer)
+	case c.BufferMemory < 2*shareParts*int64(c.MaxTransfer): // Compare takes two buffers
+		return invalidf("%d bytes of buffers, use at least %d for transfers of %d", c.BufferMemory, 2*shareParts*c.MaxTransfer, c.MaxTransfer)
 	case c.MaxConnections < 1 || c.MaxPending < 1 || c.HandshakeTimeout < 0:
 		return invalidf("a limit below zero")
 	case len(c.Portals) == 0:
@@ -167,3 +167,5 @@ func (e *PortalError) Error() string {
 }
 
 func (e *PortalError) Unwrap() error { return e.Err }
+
+func defaultBufferMemory() int64 { return min(max(physicalMemory()/8, 64<<20), 512<<20) }

@@ -6,7 +6,6 @@ package hostid
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -249,10 +248,7 @@ func (s *Store) Create(nqn nvme.NQN, id nvme.UUID, force, plan bool) (i Identity
 		i, err = s.complete(have)
 	default:
 		if i, err = s.Load(); err != nil || !i.Permanent {
-			var random nvme.UUID
-			rand.Read(random[:])
-			stamp(&random, 4)
-			i, err = s.With("", random)
+			i, err = s.With("", nvme.NewUUID())
 		}
 	}
 	if err != nil {
@@ -343,13 +339,9 @@ func derive(kind string, parts ...string) (id nvme.UUID) {
 		io.WriteString(h, p)
 	}
 	copy(id[:], h.Sum(nil))
-	stamp(&id, 8)
-	return id
-}
-
-func stamp(id *nvme.UUID, version byte) {
-	id[6] = id[6]&0x0f | version<<4
+	id[6] = id[6]&0x0f | 0x80
 	id[8] = id[8]&0x3f | 0x80
+	return id
 }
 
 func uniform(id nvme.UUID) bool {

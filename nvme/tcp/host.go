@@ -18,7 +18,7 @@ const MaxDepth = 1 << slotBits
 
 // A CID or TTAG is the number of a slot below a generation, so that an answer
 // to a command that is over is told from one to its successor.
-const slotBits = 10
+const slotBits = 11
 
 // timeoutTicks is the resolution of command timeouts: an eighth of them.
 const timeoutTicks = 8

@@ -569,6 +569,7 @@ func (c *conn) release(first *slot) {
 	last := first
 	for s := first; s != nil; last, s = s, s.next {
 		if s.buf != nil {
+			raceRead(s.req.Data)
 			bytes += int64(classSize(s.buf.class))
 			c.srv.pool.put(s.buf)
 			s.buf, s.req.Data = nil, nil

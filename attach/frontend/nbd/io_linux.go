@@ -10,7 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const maxIov = 1024 // UIO_MAXIOV
+const (
+	maxIov   = 1024    // UIO_MAXIOV
+	maxWrite = 1 << 20 // bytes after which no vector is added: no socket takes more at once
+)
 
 // fdTransport makes the system calls itself on a non-blocking socket that the
 // runtime's poller waits for.
@@ -90,9 +93,9 @@ func (t *fdTransport) readv(first, second []byte) (int, error) {
 
 func (t *fdTransport) writev(bufs [][]byte, wait bool) (int, error) {
 	t.wr.wait = wait
-	for _, b := range bufs {
-		raceRead(b)
-		t.wr.add(b)
+	for bytes := 0; len(bufs) > 0 && bytes < maxWrite; bufs = bufs[1:] {
+		t.wr.add(bufs[0])
+		bytes += len(bufs[0])
 	}
 	return t.wr.result("writev", t.rc.Write(t.wrFn))
 }

@@ -194,10 +194,7 @@ func known(err error) (Code, bool) {
 		}
 		return Failed, false
 	}
-	if dns, ok := err.(*net.DNSError); ok {
-		if dns.IsNotFound {
-			return Usage, true // the name in the URL does not exist
-		}
+	if _, ok := err.(*net.DNSError); ok {
 		return Unreachable, true
 	}
 	return Failed, false

@@ -29,7 +29,7 @@ func TestCodeOf(t *testing.T) {
 		{dial(syscall.ECONNREFUSED), Unreachable},
 		{dial(syscall.ENETUNREACH), Unreachable},
 		{&net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}, Usage},
-		{fmt.Errorf("x: %w", &net.DNSError{IsNotFound: true}), Usage},
+		{fmt.Errorf("x: %w", &net.DNSError{IsNotFound: true}), Unreachable},
 		{&net.DNSError{IsTimeout: true}, Unreachable},
 		{&fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES}, Permission},
 		{fmt.Errorf("x: %w", os.ErrPermission), Permission},
