@@ -17,7 +17,7 @@ const (
 // together. Taking and giving back is lock-free while there are free buffers of the size.
 type pool struct {
 	limit   int64
-	classes []class
+	classes []*class
 
 	waiting atomic.Int32  // waiters in the list
 	full    atomic.Bool   // the memory is all in use and somebody waits for it: newcomers queue up
@@ -50,7 +50,7 @@ func newPool(limit int64, largest int) *pool {
 	p := &pool{limit: limit}
 	for size := pageSize; ; size *= 2 {
 		cells := min(max(limit/int64(size), 2), maxCells)
-		c := class{size: size}
+		c := &class{size: size}
 		c.free.init(1 << bits.Len64(uint64(cells-1)))
 		p.classes = append(p.classes, c)
 		if size >= largest {
@@ -61,7 +61,7 @@ func newPool(limit int64, largest int) *pool {
 
 func (p *pool) class(n int) *class {
 	i := bits.Len(uint(max(n, 1)-1) / pageSize)
-	return &p.classes[i]
+	return p.classes[i]
 }
 
 // get returns a buffer of n bytes, or nil: then the caller waits.
