@@ -7,10 +7,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"hawser.dev/hawser/cmd/internal/cli/completion"
+	"hawser.dev/hawser/cmd/internal/cli/discover"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
 	"hawser.dev/hawser/cmd/internal/cli/host"
 	"hawser.dev/hawser/cmd/internal/cli/iostreams"
+	"hawser.dev/hawser/cmd/internal/cli/probe"
 	"hawser.dev/hawser/cmd/internal/cli/version"
 )
 
@@ -67,6 +69,7 @@ PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
 		}
 		root.AddCommand(verbs...)
 	}
+	add(groupVolumes, discover.New(f), probe.New(f))
 	add(groupHost, host.New(f))
 	add(groupOther, version.New(f), completion.New(f))
 	root.SetHelpCommand(newHelp())

@@ -144,9 +144,9 @@ func PrintError(w io.Writer, format Format, color bool, e ErrorBody) {
 		return
 	}
 	c := NewPalette(color)
-	fmt.Fprintf(&b, "%s %s\n", c.Bad("hawser:"), e.Message)
+	fmt.Fprintf(&b, "%s %s\n", c.Bad("hawser:"), Palette{}.Safe(e.Message))
 	if e.Hint != "" {
-		fmt.Fprintf(&b, "%s %s\n", c.Faint("hawser: hint:"), e.Hint)
+		fmt.Fprintf(&b, "%s %s\n", c.Faint("hawser: hint:"), Palette{}.Safe(e.Hint))
 	}
 	w.Write(b.Bytes())
 }

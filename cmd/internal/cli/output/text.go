@@ -111,14 +111,14 @@ func (t *Text) Fields(pairs ...[2]string) {
 }
 
 // Safe escapes what cannot be printed, except the sequences that the Palette put there.
-func (t *Text) Safe(s string) string {
+func (p Palette) Safe(s string) string {
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) < 0 {
 		return s
 	}
 	var b strings.Builder
 	for s != "" {
 		n := 0
-		if t.good != nil {
+		if p.good != nil {
 			n = colorSequence(s)
 		}
 		if n == 0 {
