@@ -20,6 +20,9 @@ const MaxDepth = 1 << slotBits
 // to a command that is over is told from one to its successor.
 const slotBits = 11
 
+// handshakeTimeout is how long a controller may take to answer ICReq, as in Linux.
+const handshakeTimeout = 10 * time.Second
+
 // timeoutTicks is the resolution of command timeouts: an eighth of them.
 const timeoutTicks = 8
 
@@ -186,6 +189,8 @@ func OpenHost(ctx context.Context, s Stream, cfg HostConfig) (*HostQueue, error)
 
 // handshake is NVMe/TCP section 3.3: ICReq out, ICResp in, by the deadline of ctx.
 func (q *HostQueue) handshake(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, ErrTimeout)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { q.s.Abort() })
 	defer stop()
 	var digest uint8

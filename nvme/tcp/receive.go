@@ -49,6 +49,7 @@ type receiver struct {
 	crc    uint32
 	last   int // data bytes of the last PDU
 	hdr    wire.Header
+	head   [wire.HLenCmd]byte // the header whose data is coming
 	iov    [2][]byte
 }
 
@@ -154,6 +155,7 @@ func (r *receiver) parse() *Error {
 		r.last = n
 		if n > 0 {
 			r.dst, r.remain, r.inData, r.crc = dst, n, true, 0
+			copy(r.head[:], b[:hlen])
 			r.tail = r.ddgst && h.Type > wire.TypeC2HTermReq
 		}
 	}
@@ -182,7 +184,10 @@ func (r *receiver) data() (done bool, e *Error) {
 		r.r += digestLen
 	}
 	r.inData, r.dst = false, nil
-	return true, r.role.payload(ok)
+	if e = r.role.payload(ok); e != nil {
+		e.header = r.head[:r.hdr.HLen]
+	}
+	return true, e
 }
 
 // frame checks what is the same for every PDU that carries HLEN, PDO, PLEN and digests.
