@@ -110,8 +110,11 @@ func (r *receiver) took(b []byte) {
 func (r *receiver) parse() *Error {
 	for {
 		if r.inData {
-			if done, e := r.data(); e != nil || !done {
+			if done, e := r.data(); e != nil {
+				e.header = r.hdr.AppendTo(nil)
 				return e
+			} else if !done {
+				return nil
 			}
 			continue
 		}

@@ -76,6 +76,7 @@ type sender struct {
 	idle       sync.Cond  // the flusher has left
 	head, tail *pdu
 	flushing   bool
+	closing    bool // nothing is linked any more: the last PDU is
 	dead       bool // nothing is linked or written any more
 	failed     bool // the stream takes nothing any more
 	stalled    chan struct{}
@@ -99,7 +100,7 @@ func (t *sender) init(s Stream) {
 
 // link appends p. mu is held.
 func (t *sender) link(p *pdu) {
-	if t.dead {
+	if t.dead || t.closing {
 		return
 	}
 	p.queued, p.next = true, nil
@@ -238,6 +239,7 @@ func (t *sender) last(p *pdu) {
 		}
 	}
 	t.link(p)
+	t.closing = true
 	t.flush()
 }
 
