@@ -215,6 +215,13 @@ func (c *Controller) WaitTermReq() End {
 	}
 }
 
+// SetLog replaces the discovery log. A script may call it.
+func (c *Controller) SetLog(genctr uint64, entries []wire.DiscoveryEntry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.GENCTR, c.Entries = genctr, entries
+}
+
 // Connections returns how many connections are open.
 func (c *Controller) Connections() int {
 	c.mu.Lock()
@@ -403,6 +410,20 @@ func (q *Queue) ReceiveData(c *Command, ttag uint16, dst []byte, off int) error 
 		got += copy(dst[got:], p.Data)
 	}
 	return nil
+}
+
+// Drain lets H2CData PDUs come that no script waits for, until the connection ends or another PDU comes.
+func (q *Queue) Drain() {
+	for {
+		p, err := q.ReadPDU()
+		if err != nil {
+			return
+		}
+		if p.Type != wire.TypeH2CData {
+			q.backlog = append(q.backlog, p)
+			return
+		}
+	}
 }
 
 // Fetch returns the data that the host sends with c: what is in the capsule, or what R2Ts bring.
