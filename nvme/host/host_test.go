@@ -1,0 +1,241 @@
+package host_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"hawser.dev/hawser/nvme"
+	"hawser.dev/hawser/nvme/host"
+	"hawser.dev/hawser/nvme/nvmetest"
+	"hawser.dev/hawser/nvme/tcp"
+	"hawser.dev/hawser/nvme/wire"
+)
+
+const subsystem nvme.NQN = "nqn.2026-11.com.example:host"
+
+func connect(t testing.TB, c *nvmetest.Controller, o host.Options) *host.Controller {
+	t.Helper()
+	o.Dial = c.Dial
+	ctl, err := host.Connect(t.Context(), nvme.Addr{Transport: nvme.TransportTCP, Host: "scripted"}, subsystem, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		ctl.Close(ctx)
+	})
+	return ctl
+}
+
+func openNamespace(t testing.TB, ctl *host.Controller) *host.Namespace {
+	t.Helper()
+	ns, err := ctl.Open(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// TestTransfers writes and reads ranges of every size, also beyond MDTS.
+func TestTransfers(t *testing.T) {
+	for _, o := range []host.Options{
+		{},
+		{HeaderDigest: true, DataDigest: true},
+		{HPDA: 31, MaxTransfer: 8192},
+		{QueueSize: 2, Queues: 1},
+	} {
+		c := nvmetest.NewController(t, subsystem)
+		c.R2TData = 12 << 10
+		var largest atomic.Int64
+		c.OnCommand = func(_ *nvmetest.Queue, cmd *nvmetest.Command) bool {
+			largest.Store(max(largest.Load(), int64(cmd.SGL.Length)))
+			return false
+		}
+		ctl := connect(t, c, o)
+		ns := openNamespace(t, ctl)
+		want := make([]byte, ns.Size)
+		rng := rand.New(rand.NewPCG(1, 2))
+		for i := range 60 {
+			n := 512 << rng.IntN(12)
+			off := rng.Int64N((ns.Size-int64(n))/512+1) * 512
+			part := want[off : off+int64(n)]
+			for j := range part {
+				part[j] = byte(i + j)
+			}
+			if k, err := ns.WriteAt(part, off); err != nil || k != n {
+				t.Fatalf("write %d at %d: %d, %v", n, off, k, err)
+			}
+		}
+		if err := ns.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if err := ns.WriteZeroes(4096, 300<<10, true); err != nil {
+			t.Fatal(err)
+		}
+		clear(want[4096 : 4096+300<<10])
+		got := make([]byte, ns.Size)
+		if _, err := ns.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%+v: read back differs", o)
+		}
+		if err := ns.Compare(want[:64<<10], 0); err != nil {
+			t.Fatal(err)
+		}
+		want[700] ^= 1
+		var se *nvme.StatusError
+		if err := ns.Compare(want[:4096], 0); !errors.As(err, &se) || se.Status.Code() != nvme.StatusCompareFailure {
+			t.Fatalf("compare with other data: %v", err)
+		}
+		if m := int64(ctl.MaxTransfer()); largest.Load() > m || m > 128<<10 {
+			t.Fatalf("a command of %d bytes, the most is %d", largest.Load(), m)
+		}
+	}
+}
+
+func TestRangesThatCannotBe(t *testing.T) {
+	ns := openNamespace(t, connect(t, nvmetest.NewController(t, subsystem), host.Options{}))
+	for _, c := range []struct{ off, n int64 }{{0, 100}, {100, 512}, {-512, 512}, {1 << 62, 1 << 62}, {0, 0}} {
+		if err := ns.WriteZeroes(c.off, c.n, false); err == nil {
+			t.Errorf("write zeroes of %d bytes at %d", c.n, c.off)
+		}
+	}
+	if _, err := ns.WriteAt(make([]byte, 700), 0); err == nil {
+		t.Error("a write of 700 bytes")
+	}
+	var se *nvme.StatusError
+	if _, err := ns.WriteAt(make([]byte, 512), ns.Size); !errors.As(err, &se) || se.Status.Code() != nvme.StatusLBAOutOfRange {
+		t.Errorf("write beyond the end: %v", err)
+	}
+	if n, err := ns.ReadAt(make([]byte, 1024), ns.Size-512); n != 512 || err == nil {
+		t.Errorf("read over the end: %d, %v", n, err)
+	}
+}
+
+// TestTimeout: a command without an answer is aborted after its time, and
+// the association given up after twice that; nothing comes back before.
+func TestTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := nvmetest.NewController(t, subsystem)
+		var aborted atomic.Int32
+		c.OnCommand = func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+			if q.QID == 0 && cmd.Opcode == wire.OpAbort {
+				aborted.Add(1)
+			}
+			return q.QID > 0 && cmd.Opcode == wire.OpRead
+		}
+		ctl := connect(t, c, host.Options{Timeout: 8 * time.Second})
+		ns := openNamespace(t, ctl)
+		start := time.Now()
+		_, err := ns.ReadAt(make([]byte, 512), 0)
+		if !errors.Is(err, tcp.ErrTimeout) {
+			t.Errorf("read: %v", err)
+		}
+		if d := time.Since(start); d < 16*time.Second || d > 20*time.Second {
+			t.Errorf("given up after %v, want twice 8 s", d)
+		}
+		if aborted.Load() != 1 {
+			t.Errorf("%d aborts, want 1", aborted.Load())
+		}
+		<-ctl.Done()
+		c.Stop()
+	})
+}
+
+// TestKeepAlive: without traffic the controller hears a Keep Alive within
+// each timeout; one that stops answering is given up.
+func TestKeepAlive(t *testing.T) {
+	for _, traffic := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := nvmetest.NewController(t, subsystem)
+			if traffic {
+				c.Identify.CTRATT |= wire.CTRATTTBKAS
+			}
+			var beats atomic.Int32
+			var deaf atomic.Bool
+			c.OnCommand = func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+				if cmd.Opcode == wire.OpKeepAlive {
+					beats.Add(1)
+				}
+				return deaf.Load()
+			}
+			ctl := connect(t, c, host.Options{KeepAlive: 4 * time.Second})
+			time.Sleep(20 * time.Second)
+			if n := beats.Load(); n < 5 || n > 20 {
+				t.Errorf("%d keep alives in 20 s of a timeout of 4 s", n)
+			}
+			deaf.Store(true)
+			start := time.Now()
+			<-ctl.Done()
+			if d := time.Since(start); d > 12*time.Second || !errors.Is(ctl.Err(), tcp.ErrTimeout) {
+				t.Errorf("given up after %v: %v", d, ctl.Err())
+			}
+			c.Stop()
+		})
+	}
+}
+
+// TestSQFlowControl: a controller that refuses to go without SQ flow control is used with it.
+func TestSQFlowControl(t *testing.T) {
+	c := nvmetest.NewController(t, subsystem)
+	c.OnCommand = func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+		if cmd.Fabrics() && cmd.FCType() == wire.FCTypeConnect && cmd.Connect().CATTR&wire.ConnectDisableSQFlow != 0 {
+			q.Respond(cmd, nvme.StatusConnectInvalidParameters|nvme.StatusDNR, uint64(wire.ConnectInvalid(wire.ConnectCmdCATTR, false)))
+			return true
+		}
+		return false
+	}
+	ns := openNamespace(t, connect(t, c, host.Options{}))
+	if _, err := ns.ReadAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestManyNamespaces(t *testing.T) {
+	c := nvmetest.NewController(t, subsystem)
+	const n = 2100 // three pages of the active namespace list
+	for i := range n {
+		c.Namespaces[uint32(2*i+1)] = &nvmetest.Namespace{Data: make([]byte, 4096), BlockSize: 4096, IDs: wire.NamespaceDescriptors{NGUID: nvme.NGUID{1, 14: byte(i >> 8), 15: byte(i)}}}
+	}
+	list, err := connect(t, c, host.Options{}).Namespaces(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != n || list[n-1].NSID != 2*n-1 || list[n-1].BlockSize != 4096 {
+		t.Fatalf("%d namespaces, the last %+v", len(list), list[len(list)-1])
+	}
+}
+
+func TestAuthenticationRequired(t *testing.T) {
+	c := nvmetest.NewController(t, subsystem)
+	c.OnCommand = func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+		if cmd.Fabrics() && cmd.FCType() == wire.FCTypeConnect {
+			q.Respond(cmd, nvme.StatusSuccess, uint64(wire.ConnectAuthRequired|1))
+			return true
+		}
+		return false
+	}
+	_, err := host.Connect(t.Context(), nvme.Addr{Host: "scripted"}, subsystem, host.Options{Dial: c.Dial})
+	if !errors.Is(err, host.ErrAuthRequired) {
+		t.Fatal(err)
+	}
+}
+
+func TestCancelledConnect(t *testing.T) {
+	c := nvmetest.NewController(t, subsystem)
+	c.OnCommand = func(*nvmetest.Queue, *nvmetest.Command) bool { return true }
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := host.Connect(ctx, nvme.Addr{Host: "scripted"}, subsystem, host.Options{Dial: c.Dial})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+}
