@@ -32,7 +32,7 @@ type Config struct {
 	MaxQueues   int // I/O queues of a controller; 0: 64
 	QueueDepth  int // entries of a queue, 2 to 1024; 0: 128
 	InCapsule   int // bytes of write data in a capsule on I/O queues, a multiple of 16; 0: 16 KiB; below 0: none
-	MaxTransfer int // bytes of a command, a power of two from 4 KiB to 16 MiB; 0: 1 MiB
+	MaxTransfer int // bytes of a command, a power of two from 8 KiB to 16 MiB; 0: 1 MiB
 
 	// BufferMemory bounds the memory of all data buffers, in bytes. When it is in use, commands wait; one controller gets
 	// at most a quarter of it. 0: an eighth of the machine's memory, but at least 64 MiB and at most 512 MiB.
@@ -115,8 +115,8 @@ func (c *Config) setDefaults() error {
 		return invalidf("%d I/O queues, use 1 to %d", c.MaxQueues, maxQueues)
 	case c.QueueDepth < 2 || c.QueueDepth > maxQueueDepth:
 		return invalidf("queue depth %d, use 2 to %d", c.QueueDepth, maxQueueDepth)
-	case c.MaxTransfer < 4<<10 || c.MaxTransfer > 16<<20 || c.MaxTransfer&(c.MaxTransfer-1) != 0:
-		return invalidf("largest transfer %d, use a power of two from 4096 to %d", c.MaxTransfer, 16<<20)
+	case c.MaxTransfer < 8<<10 || c.MaxTransfer > 16<<20 || c.MaxTransfer&(c.MaxTransfer-1) != 0:
+		return invalidf("largest transfer %d, use a power of two from 8192 to %d", c.MaxTransfer, 16<<20)
 	case c.InCapsule%16 != 0 || c.InCapsule > c.MaxTransfer:
 		return invalidf("%d bytes of data in a capsule, use a multiple of 16 up to %d", c.InCapsule, c.MaxTransfer)
 	case c.BufferMemory < 2*shareParts*int64(c.MaxTransfer): // Compare takes two buffers
