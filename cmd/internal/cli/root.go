@@ -13,6 +13,7 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/host"
 	"hawser.dev/hawser/cmd/internal/cli/iostreams"
 	"hawser.dev/hawser/cmd/internal/cli/probe"
+	"hawser.dev/hawser/cmd/internal/cli/target"
 	"hawser.dev/hawser/cmd/internal/cli/version"
 )
 
@@ -69,6 +70,7 @@ PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
 		}
 		root.AddCommand(verbs...)
 	}
+	add(groupTarget, target.New(f))
 	add(groupVolumes, discover.New(f), probe.New(f))
 	add(groupHost, host.New(f))
 	add(groupOther, version.New(f), completion.New(f))

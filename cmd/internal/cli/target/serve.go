@@ -79,7 +79,6 @@ authentication trusts the name that a host gives itself.`,
 	opts.inCapsule = 16 << 10
 	fl.Var((*sizeValue)(&opts.inCapsule), "in-capsule", "take up to `SIZE` bytes of write data within a command; 0 none")
 	fl.DurationVar(&opts.drain, "drain-timeout", 10*time.Second, "when told to stop, cut off after this `DURATION` what has not finished")
-	cmd.MarkFlagsMutuallyExclusive("host", "allow-any-host")
 	exit.Document(cmd, exit.Unreachable, exit.Permission, exit.InUse)
 	return cmd
 }
@@ -127,6 +126,8 @@ func serve(ctx context.Context, f *factory.Factory, opts *serveOptions) error {
 	case len(hosts) == 0 && !opts.allowAnyHost:
 		return exit.New(exit.Usage, errors.New("neither --host nor --allow-any-host: nobody could connect"),
 			"give the host NQN that 'hawser host show' prints on the host")
+	case len(hosts) > 0 && opts.allowAnyHost:
+		return exit.Usagef("--host and --allow-any-host contradict each other: give one of them")
 	case opts.drain < 0:
 		return exit.Usagef("--drain-timeout %v: must not be below zero", opts.drain)
 	}
@@ -352,7 +353,6 @@ func explainOpen(e export, err error) error {
 		hint = "the form is --export " + exportForm
 	case errors.Is(err, fs.ErrNotExist):
 		code = exit.Usage
-		hint = "a file is made where ,size=SIZE says how large"
 	case code == exit.Permission:
 		hint = "run it as root, or as a user who may read and write it"
 	}
@@ -371,7 +371,7 @@ func explain(err error) error {
 		case errors.Is(err, syscall.EACCES):
 			hint = "ports below 1024 need root: choose a higher one"
 		}
-		return exit.WithHint(fmt.Errorf("--listen %w", err), hint)
+		return exit.WithHint(fmt.Errorf("--listen %s: %w", portal.Portal, portal.Err), hint)
 	case errors.Is(err, targetlite.ErrInvalid), errors.As(err, new(*nvme.NQNError)):
 		return exit.New(exit.Usage, err, "")
 	}
