@@ -110,11 +110,8 @@ func (r *receiver) took(b []byte) {
 func (r *receiver) parse() *Error {
 	for {
 		if r.inData {
-			if done, e := r.data(); e != nil {
-				e.header = r.hdr.AppendTo(nil)
+			if done, e := r.data(); e != nil || !done {
 				return e
-			} else if !done {
-				return nil
 			}
 			continue
 		}
