@@ -24,7 +24,7 @@ const maxRecord = 1 << 20
 const (
 	recordsDir = "records"
 	locksDir   = "locks"
-	storeLock  = "store" // cannot be the lock of a volume: those end in .lock
+	storeLock  = "store" // no name's: those have an ending
 )
 
 // Store keeps the records of one host in a folder of its own:
@@ -369,6 +369,14 @@ func (s *Store) LockAll(ctx context.Context) (*Lock, error) {
 	return s.lock(ctx, storeLock, false, false)
 }
 
+// LockAgent takes the lock of an agent's name, under which it is started.
+func (s *Store) LockAgent(ctx context.Context, name string) (*Lock, error) {
+	if err := ValidName(name); err != nil {
+		return nil, err
+	}
+	return s.lock(ctx, name+".agent", true, false)
+}
+
 func (s *Store) lock(ctx context.Context, file string, remove, try bool) (*Lock, error) {
 	root, err := s.open(true)
 	if err != nil {
@@ -380,7 +388,7 @@ func (s *Store) lock(ctx context.Context, file string, remove, try bool) (*Lock,
 		if err != nil {
 			return nil, storeError(s.dir, err)
 		}
-		if err := flock(ctx, f, try); err != nil {
+		if err := LockFile(ctx, f, try); err != nil {
 			if errors.Is(err, syscall.EWOULDBLOCK) {
 				return nil, ErrLocked
 			}
@@ -407,9 +415,10 @@ func (s *Store) lock(ctx context.Context, file string, remove, try bool) (*Lock,
 	}
 }
 
-// flock takes an exclusive lock on f, and closes f when it fails. The system call cannot be interrupted: when ctx ends
-// first it is left behind to let go of the lock as soon as it gets it.
-func flock(ctx context.Context, f *os.File, try bool) error {
+// LockFile takes an exclusive flock(2) on f, and closes f when it fails. With try it does not wait, and the error of a lock
+// that is held is EWOULDBLOCK. The system call cannot be interrupted: when ctx ends first it is left behind, to let go of the
+// lock as soon as it gets it.
+func LockFile(ctx context.Context, f *os.File, try bool) error {
 	err := retryEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if err == nil {
 		return nil

@@ -84,8 +84,8 @@ func (e *Error) Error() string { return e.Message }
 // Exit gives the exit code and the remedy, if any.
 func (e *Error) Exit() (code int, hint string) { return e.Code, e.Hint }
 
-// errorOf gives err its form on the wire.
-func errorOf(err error) *Error {
+// ErrorOf gives err its form on the wire.
+func ErrorOf(err error) *Error {
 	return &Error{Code: int(exit.CodeOf(err)), Message: err.Error(), Hint: exit.Hint(err)}
 }
 

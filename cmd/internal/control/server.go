@@ -191,7 +191,7 @@ func (s *Server) serveConn(ctx, work context.Context, c *net.UnixConn) error {
 	hello := Hello{Protocol: protocolName, Version: Version, Service: s.service, PID: os.Getpid()}
 	refused := s.allow(peer)
 	if refused != nil {
-		hello.Error = errorOf(refused)
+		hello.Error = ErrorOf(refused)
 	}
 	c.SetDeadline(time.Now().Add(helloTimeout))
 	if err := writeFrame(c, &hello); err != nil || refused != nil {
@@ -273,7 +273,7 @@ func (s *Server) serveConn(ctx, work context.Context, c *net.UnixConn) error {
 		cancel(nil)
 		b, err := appendFrame(nil, &resp)
 		if err != nil {
-			b, err = appendFrame(nil, &response{ID: resp.ID, Error: errorOf(fmt.Errorf("%s: answer: %w", in.req.Method, err))})
+			b, err = appendFrame(nil, &response{ID: resp.ID, Error: ErrorOf(fmt.Errorf("%s: answer: %w", in.req.Method, err))})
 		}
 		if err != nil {
 			return err
@@ -303,7 +303,7 @@ func (s *Server) answer(ctx context.Context, req *request) response {
 		resp.Result, err = json.Marshal(result)
 	}
 	if err != nil {
-		resp.Error = errorOf(err)
+		resp.Error = ErrorOf(err)
 	}
 	return resp
 }

@@ -1,0 +1,410 @@
+package userdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"hawser.dev/hawser/attach"
+	"hawser.dev/hawser/attach/frontend"
+	"hawser.dev/hawser/nvme"
+	"hawser.dev/hawser/nvme/host"
+	"hawser.dev/hawser/nvme/tcp"
+)
+
+// Times of a path that was lost, as nvme-fabrics names them. The kernel waits 10 s between two tries; its users wait with it.
+const (
+	defaultReconnectDelay = 2 * time.Second
+	defaultCtrlLossTMO    = 600 * time.Second
+	connectTimeout        = 15 * time.Second // for one try
+)
+
+var (
+	errClosed = fmt.Errorf("%w: the volume was detached", syscall.ESHUTDOWN)
+	errLost   = fmt.Errorf("%w: no path to the target", syscall.EIO)
+)
+
+// volume is a namespace over one path as frontends want it. While the path is down commands wait for it, also those that
+// were under way when it went: they are sent again.
+type volume struct {
+	info    frontend.Info
+	record  *attach.Record
+	connect func(context.Context) (*host.Namespace, error)
+	log     *slog.Logger
+	pool    sync.Pool // of *vio
+
+	ns atomic.Pointer[host.Namespace] // nil while the path is down
+
+	mu          sync.Mutex
+	head, tail  *frontend.Request // commands that wait for a path, by Next
+	failing     error             // what commands fail with instead of waiting
+	reason      string            // why the path is down
+	identity    attach.Identity
+	closing     context.CancelFunc
+	supervising chan struct{} // closed when nothing reconnects any more
+}
+
+// vio is one command on its way.
+type vio struct {
+	host.IO
+	v     *volume
+	req   *frontend.Request
+	ns    *host.Namespace
+	tries int
+}
+
+// newVolume takes over a namespace that is connected.
+func newVolume(r *attach.Record, ns *host.Namespace, connect func(context.Context) (*host.Namespace, error), log *slog.Logger) *volume {
+	v := &volume{record: r, connect: connect, log: log, identity: identityOf(&ns.NamespaceInfo), supervising: make(chan struct{})}
+	v.info = frontend.Info{
+		Size: ns.Size, BlockSize: ns.BlockSize, OptimalIO: ns.OptimalIO,
+		ReadOnly: ns.ReadOnly || r.Spec.ReadOnly, CanFlush: ns.VolatileCache, CanFUA: true,
+		CanTrim: ns.CanDeallocate, CanWriteZeroes: ns.CanWriteZeroes,
+		Name: r.Name, Description: r.Spec.Target.String(),
+	}
+	v.pool.New = func() any {
+		o := &vio{v: v}
+		o.Done, o.User = done, o
+		return o
+	}
+	v.ns.Store(ns)
+	ctx, cancel := context.WithCancel(context.Background())
+	v.closing = cancel
+	go v.supervise(ctx, ns)
+	return v
+}
+
+func (v *volume) Info() frontend.Info { return v.info }
+
+// Submit hands commands to the namespace in batches.
+func (v *volume) Submit(reqs ...*frontend.Request) {
+	ns := v.ns.Load()
+	if ns == nil {
+		for _, r := range reqs {
+			v.wait(r, nil)
+		}
+		return
+	}
+	var batch [64]*host.IO
+	k := 0
+	for _, r := range reqs {
+		batch[k] = v.io(ns, r)
+		if k++; k == len(batch) {
+			ns.Submit(batch[:]...)
+			k = 0
+		}
+	}
+	if k > 0 {
+		ns.Submit(batch[:k]...)
+	}
+}
+
+// io is the command for a request.
+func (v *volume) io(ns *host.Namespace, r *frontend.Request) *host.IO {
+	o := v.pool.Get().(*vio)
+	o.req, o.ns = r, ns
+	o.Offset, o.Length, o.Data, o.FUA, o.MayUnmap = r.Offset, r.Length, r.Data, r.FUA, false
+	switch r.Op {
+	case frontend.OpRead:
+		o.Op = host.OpRead
+	case frontend.OpWrite:
+		o.Op = host.OpWrite
+	case frontend.OpFlush:
+		o.Op = host.OpFlush
+	case frontend.OpTrim:
+		o.Op = host.OpDeallocate
+	case frontend.OpWriteZeroes:
+		o.Op, o.MayUnmap = host.OpWriteZeroes, !r.NoHole
+	}
+	return &o.IO
+}
+
+func done(io *host.IO) {
+	o := io.User.(*vio)
+	err := o.Err
+	if err != nil && o.tries < maxTries && passing(err) {
+		o.tries++
+		o.ns.Submit(&o.IO)
+		return
+	}
+	v, r, ns := o.v, o.req, o.ns
+	o.req, o.ns, o.Data, o.tries = nil, nil, nil, 0
+	v.pool.Put(o)
+	if err != nil && lost(ns, err) {
+		v.wait(r, ns)
+		return
+	}
+	r.Err = nil
+	if err != nil {
+		r.Err = withErrno(err)
+	}
+	r.Done(r)
+}
+
+// lost reports whether a command failed because its association ended, not by the controller's answer.
+func lost(ns *host.Namespace, err error) bool {
+	if errors.As(err, new(*nvme.StatusError)) || errors.Is(err, tcp.ErrDataDigest) {
+		return false
+	}
+	return errors.As(err, new(*tcp.Error)) || ns.Controller().Err() != nil
+}
+
+// maxTries is how often a command is sent that fails for a passing reason (nvme_max_retries of the kernel).
+const maxTries = 5
+
+// passing reports whether a command may well succeed when it is sent again over the same path.
+func passing(err error) bool {
+	if errors.Is(err, tcp.ErrDataDigest) {
+		return true
+	}
+	var se *nvme.StatusError
+	if !errors.As(err, &se) || se.Status.DNR() {
+		return false
+	}
+	switch se.Status.Code() {
+	case nvme.StatusAbortRequested, nvme.StatusCommandInterrupted, nvme.StatusTransientTransportError, nvme.StatusDataTransferError:
+		return true
+	}
+	return false
+}
+
+// wait keeps a request until there is a path. used is the path it failed on; one that came up since is tried at once.
+func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
+	v.mu.Lock()
+	ns, err := v.ns.Load(), v.failing
+	if err == nil && (ns == nil || ns == used) {
+		r.Next = nil
+		if v.tail == nil {
+			v.head = r
+		} else {
+			v.tail.Next = r
+		}
+		v.tail = r
+		v.mu.Unlock()
+		return
+	}
+	v.mu.Unlock()
+	if err != nil {
+		r.Err = err
+		r.Done(r)
+		return
+	}
+	ns.Submit(v.io(ns, r))
+}
+
+// release takes the requests that wait.
+func (v *volume) release() *frontend.Request {
+	r := v.head
+	v.head, v.tail = nil, nil
+	return r
+}
+
+// fail ends the requests that wait, and those to come, with err.
+func (v *volume) fail(err error) {
+	v.mu.Lock()
+	v.failing = err
+	r := v.release()
+	v.mu.Unlock()
+	for r != nil {
+		next := r.Next
+		r.Next, r.Err = nil, err
+		r.Done(r)
+		r = next
+	}
+}
+
+// resume sends what waits over a new path.
+func (v *volume) resume(ns *host.Namespace) {
+	v.mu.Lock()
+	v.failing, v.reason = nil, ""
+	v.ns.Store(ns)
+	r := v.release()
+	v.mu.Unlock()
+	for r != nil {
+		next := r.Next
+		r.Next = nil
+		v.Submit(r)
+		r = next
+	}
+}
+
+// supervise replaces the path whenever it is lost, until ctx ends. It owns the controller of the path in use.
+func (v *volume) supervise(ctx context.Context, ns *host.Namespace) {
+	defer close(v.supervising)
+	for {
+		select {
+		case <-ns.Controller().Done():
+		case <-ctx.Done():
+			return
+		}
+		why := ns.Controller().Err()
+		v.log.Warn("path lost", "volume", v.record.Name, "err", why)
+		v.mu.Lock()
+		v.ns.Store(nil)
+		v.reason = fmt.Sprint(why)
+		v.mu.Unlock()
+		if ns = v.reconnect(ctx); ns == nil {
+			return
+		}
+		v.log.Info("path is back", "volume", v.record.Name)
+		v.resume(ns)
+	}
+}
+
+// reconnect tries until there is a path. It returns nil when ctx ends or --ctrl-loss-tmo is over.
+func (v *volume) reconnect(ctx context.Context) *host.Namespace {
+	o := &v.record.Spec.Options
+	delay := seconds(o.Reconnect, defaultReconnectDelay)
+	giveUp, stopGiveUp := after(seconds(o.CtrlLossTMO, defaultCtrlLossTMO))
+	defer stopGiveUp()
+	fastFail, stopFastFail := after(seconds(o.FastIOFailTMO, -1))
+	defer stopFastFail()
+	for {
+		try, cancel := context.WithTimeout(ctx, connectTimeout)
+		ns, err := v.connect(try)
+		cancel()
+		if err == nil {
+			if err = v.accept(ns); err == nil {
+				return ns
+			}
+			ns.Controller().Close(try)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		v.log.Warn("cannot reconnect", "volume", v.record.Name, "err", err, "again", delay)
+		v.mu.Lock()
+		v.reason = err.Error()
+		v.mu.Unlock()
+		again := time.After(delay)
+	wait:
+		for {
+			select {
+			case <-again:
+				break wait
+			case <-fastFail:
+				v.fail(errLost)
+			case <-giveUp:
+				v.log.Error("path given up", "volume", v.record.Name)
+				v.mu.Lock()
+				v.reason = "given up: " + v.reason
+				v.mu.Unlock()
+				v.fail(errLost)
+				return nil
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+// accept checks that what a new path leads to is still the volume that clients see.
+func (v *volume) accept(ns *host.Namespace) error {
+	switch id := identityOf(&ns.NamespaceInfo); {
+	case !id.Same(v.record.Identity):
+		return fmt.Errorf("the device says it is %s, not %s", id, v.record.Identity)
+	case ns.BlockSize != v.info.BlockSize:
+		return fmt.Errorf("its blocks have %d bytes now, not %d", ns.BlockSize, v.info.BlockSize)
+	case ns.Size < v.info.Size:
+		return fmt.Errorf("it has shrunk from %d to %d bytes", v.info.Size, ns.Size)
+	case ns.ReadOnly && !v.info.ReadOnly:
+		return errors.New("it is write-protected now")
+	}
+	return nil
+}
+
+// after is a channel that fires once after d; never when d is below 0.
+func after(d time.Duration) (<-chan time.Time, func() bool) {
+	if d < 0 {
+		return nil, func() bool { return false }
+	}
+	t := time.NewTimer(d)
+	return t.C, t.Stop
+}
+
+func seconds(v *int, otherwise time.Duration) time.Duration {
+	if v == nil {
+		return otherwise
+	}
+	return time.Duration(*v) * time.Second
+}
+
+// Close ends the association in order. Requests that wait fail.
+func (v *volume) Close(ctx context.Context) error {
+	v.closing()
+	<-v.supervising
+	v.fail(errClosed)
+	if ns := v.ns.Swap(nil); ns != nil {
+		return ns.Controller().Close(ctx)
+	}
+	return nil
+}
+
+func (v *volume) Volume() frontend.Volume { return v }
+
+func (v *volume) Identity() attach.Identity {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.identity
+}
+
+func (v *volume) Paths() []attach.Path {
+	spec := v.record.Paths[0]
+	p := attach.Path{Portal: spec.Portal.String(), Binding: spec.Binding.String(), Transport: string(spec.Portal.Transport), State: attach.PathConnecting}
+	v.mu.Lock()
+	p.Reason = v.reason
+	if v.failing == errLost {
+		p.State = attach.PathDead
+	}
+	v.mu.Unlock()
+	ns := v.ns.Load()
+	if ns == nil || ns.Controller().Err() != nil {
+		return []attach.Path{p}
+	}
+	c := ns.Controller()
+	id := int(c.ID())
+	p.State, p.Reason, p.CNTLID = attach.PathLive, "", &id
+	p.Queues, p.QueueDepth = c.Queues()
+	p.KeepAliveTMO = int(c.KeepAlive() / time.Second)
+	p.HdrDigest, p.DataDigest = v.record.Spec.Options.HdrDigest, v.record.Spec.Options.DataDigest
+	return []attach.Path{p}
+}
+
+func identityOf(n *host.NamespaceInfo) attach.Identity {
+	return attach.Identity{NSID: n.NSID, UUID: n.UUID, NGUID: n.NGUID, EUI64: n.EUI64, Size: n.Size, BlockSize: n.BlockSize}
+}
+
+// errnoError is a command's failure with the errno that clients are told.
+type errnoError struct {
+	errno syscall.Errno
+	err   error
+}
+
+func (e *errnoError) Error() string   { return e.err.Error() }
+func (e *errnoError) Unwrap() []error { return []error{e.errno, e.err} }
+
+// withErrno gives a failed command its errno, as Linux does (blk_errors[] in block/blk-core.c, nvme_error_status in
+// drivers/nvme/host/core.c).
+func withErrno(err error) error {
+	var se *nvme.StatusError
+	if !errors.As(err, &se) {
+		return &errnoError{syscall.EIO, err}
+	}
+	errno := syscall.EIO
+	switch se.Status.Code() {
+	case nvme.StatusCapacityExceeded, nvme.StatusLBAOutOfRange:
+		errno = syscall.ENOSPC
+	case nvme.StatusNamespaceWriteProtected, nvme.StatusAccessDenied:
+		errno = syscall.EPERM
+	case nvme.StatusInvalidOpcode, nvme.StatusInvalidField:
+		errno = syscall.EOPNOTSUPP
+	case nvme.StatusNamespaceNotReady, nvme.StatusCommandInterrupted:
+		errno = syscall.EAGAIN
+	}
+	return &errnoError{errno, err}
+}
