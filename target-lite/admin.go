@@ -276,14 +276,14 @@ func (c *controller) getFeatures(sqe *wire.Command, out []byte) answer {
 	if !there {
 		return bad(nvme.StatusInvalidField, locCDW10)
 	}
-	if f.namespaced && sqe.NSID != wire.NSIDAll && c.sub.namespaces.Load().get(sqe.NSID) == nil {
-		return bad(nvme.StatusInvalidNamespace, locNSID)
-	}
 	queues := wire.QueueCount(c.srv.cfg.MaxQueues)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch sqe.Select() {
 	case wire.SelectCurrent:
+		if f.namespaced && sqe.NSID != wire.NSIDAll && c.sub.namespaces.Load().get(sqe.NSID) == nil {
+			return bad(nvme.StatusInvalidNamespace, locNSID)
+		}
 	case wire.SelectDefault, wire.SelectSaved: // nothing can be saved
 		switch fid {
 		case wire.FeatureAsyncEvents:

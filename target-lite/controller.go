@@ -52,6 +52,7 @@ type controller struct {
 	cc       wire.CC
 	csts     wire.CSTS
 	gone     bool
+	draining bool             // the admin queue is to be drained after the last I/O queue
 	queues   map[uint16]*conn // connected, admin queue included
 	kato     time.Duration    // 0: no keep alive
 	katoMS   uint32           // as the host set it
@@ -150,6 +151,9 @@ func (c *controller) detach(q *conn) {
 		delete(c.queues, q.qid)
 	}
 	var aers []*task
+	if admin := c.queues[0]; c.draining && len(c.queues) == 1 && admin != nil {
+		admin.drain()
+	}
 	if q.qid == 0 {
 		c.gone = true
 		c.live.Store(false)
@@ -168,6 +172,19 @@ func (c *controller) detach(q *conn) {
 	}
 	if q.qid == 0 {
 		c.sub.remove(c)
+	}
+}
+
+// drain lets the commands in flight finish and ends the connections, that of the admin queue last: the host gives up
+// the others with it.
+func (c *controller) drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+	for qid, q := range c.queues {
+		if qid != 0 || len(c.queues) == 1 {
+			q.drain()
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -263,8 +264,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	s.stopListening()
-	for _, c := range s.connections() {
+	// A connection is pending until its controller knows it.
+	s.mu.Lock()
+	for _, c := range s.pending {
 		c.drain()
+	}
+	s.mu.Unlock()
+	for _, sub := range append(slices.Clone(s.catalog.Load().list), s.discovery) {
+		for _, c := range sub.list() {
+			c.drain()
+		}
 	}
 	if err := s.wait(ctx, func() bool { return len(s.conns) == 0 }); err != nil {
 		s.abortAll(errShutdown)
