@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"hawser.dev/hawser/attach/frontend"
@@ -139,7 +140,8 @@ func (c *conn) serve() {
 		err = c.transmit()
 	}
 	switch {
-	case err == nil, err == io.EOF, errors.Is(err, net.ErrClosed), c.srv.draining.Load():
+	case err == nil, err == io.EOF, errors.Is(err, net.ErrClosed), c.srv.draining.Load(),
+		at != transmission && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)): // many don't wait for the answer to ABORT
 		log.Debug("nbd: client left", "cause", err)
 	default:
 		log.Warn("nbd: connection ended", "error", &Error{Op: at.String(), Err: err})
