@@ -49,6 +49,7 @@ type Host struct {
 	InCapsule int
 
 	t    testing.TB
+	tcp  *net.TCPConn
 	addr string
 	opts HostOptions
 	cid  uint16
@@ -63,10 +64,11 @@ func Dial(t testing.TB, addr string, o HostOptions) *Host {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(hangTimeout))
+	tcp := conn.(*net.TCPConn)
 	if o.Wrap != nil {
 		conn = o.Wrap(conn)
 	}
-	return &Host{Conn: &Conn{Conn: conn}, t: t, addr: addr, opts: o.withDefaults(), InCapsule: wire.MaxInCapsule}
+	return &Host{Conn: &Conn{Conn: conn}, t: t, tcp: tcp, addr: addr, opts: o.withDefaults(), InCapsule: wire.MaxInCapsule}
 }
 
 // Open dials and makes the ICReq/ICResp handshake.
@@ -115,6 +117,14 @@ func (h *Host) Raw(b []byte) {
 	h.t.Helper()
 	if _, err := h.Write(b); err != nil {
 		h.t.Fatalf("send: %v", err)
+	}
+}
+
+// CloseWrite ends the sending side: the controller reads EOF.
+func (h *Host) CloseWrite() {
+	h.t.Helper()
+	if err := h.tcp.CloseWrite(); err != nil {
+		h.t.Fatal(err)
 	}
 }
 
