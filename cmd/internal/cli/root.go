@@ -6,13 +6,18 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hawser.dev/hawser/cmd/internal/cli/agent"
+	"hawser.dev/hawser/cmd/internal/cli/attach"
 	"hawser.dev/hawser/cmd/internal/cli/completion"
+	"hawser.dev/hawser/cmd/internal/cli/detach"
 	"hawser.dev/hawser/cmd/internal/cli/discover"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
 	"hawser.dev/hawser/cmd/internal/cli/host"
 	"hawser.dev/hawser/cmd/internal/cli/iostreams"
+	"hawser.dev/hawser/cmd/internal/cli/list"
 	"hawser.dev/hawser/cmd/internal/cli/probe"
+	"hawser.dev/hawser/cmd/internal/cli/show"
 	"hawser.dev/hawser/cmd/internal/cli/target"
 	"hawser.dev/hawser/cmd/internal/cli/version"
 )
@@ -71,9 +76,9 @@ PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
 		root.AddCommand(verbs...)
 	}
 	add(groupTarget, target.New(f))
-	add(groupVolumes, discover.New(f), probe.New(f))
+	add(groupVolumes, discover.New(f), probe.New(f), attach.New(f), detach.New(f), list.New(f), show.New(f))
 	add(groupHost, host.New(f))
-	add(groupOther, version.New(f), completion.New(f))
+	add(groupOther, version.New(f), completion.New(f), agent.New(f))
 	root.SetHelpCommand(newHelp())
 	root.SetHelpCommandGroupID(groupOther)
 	root.InitDefaultHelpCmd()

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"syscall"
 	"time"
 
 	"hawser.dev/hawser/attach"
 	"hawser.dev/hawser/attach/agent"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
+	"hawser.dev/hawser/cmd/internal/cli/initiator"
 	"hawser.dev/hawser/nvme"
 	"hawser.dev/hawser/nvme/host"
 )
@@ -59,7 +59,7 @@ func (i *Initiator) Volumes(ctx context.Context, spec *attach.Spec) ([]attach.Id
 		if err == nil {
 			return ids, nil
 		}
-		failed = errors.Join(failed, Classify(err, spec))
+		failed = errors.Join(failed, classify(ctx, err, spec))
 	}
 	return nil, failed
 }
@@ -89,7 +89,7 @@ func (i *Initiator) Open(ctx context.Context, r *attach.Record) (agent.Opened, e
 	connect := func(ctx context.Context) (*host.Namespace, error) { return i.connect(ctx, r) }
 	ns, err := connect(ctx)
 	if err != nil {
-		return nil, Classify(err, &r.Spec)
+		return nil, classify(ctx, err, &r.Spec)
 	}
 	return newVolume(r, ns, connect, i.log()), nil
 }
@@ -130,48 +130,11 @@ func (i *Initiator) connect(ctx context.Context, r *attach.Record) (_ *host.Name
 	return nil, &attach.Error{Cause: attach.CauseNotFound, Err: fmt.Errorf("%s has no namespace %s", r.Spec.Target.Name, r.Identity)}
 }
 
-// Classify gives an error of nvme/host its cause and remedy. spec is what was asked for.
-func Classify(err error, spec *attach.Spec) error {
+// classify gives an error of nvme/host its cause and remedy.
+func classify(ctx context.Context, err error, spec *attach.Spec) error {
 	if err == nil || errors.As(err, new(*attach.Error)) {
 		return err
 	}
-	e := &attach.Error{Cause: attach.Cause(exit.CodeOf(err)), Err: err, Hint: exit.Hint(err)}
-	var se *nvme.StatusError
-	switch {
-	case errors.As(err, &se):
-		status(e, se, spec)
-	case errors.Is(err, host.ErrAuthRequired):
-		e.Cause, e.Hint = attach.CauseAuth, "the user driver has no in-band authentication: allow the host without it on the target"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		e.Hint = "nothing listens there: check address and port, and that the target runs"
-	case errors.Is(err, syscall.ENODEV):
-		e.Cause, e.Hint = attach.CauseUsage, "check the interface of --bind"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		e.Hint = "check the source address of --bind"
-	case errors.Is(err, context.DeadlineExceeded):
-		e.Cause, e.Hint = attach.CauseUnreachable, "check address, route and firewall; --timeout allows more time"
-	}
-	return e
-}
-
-// status is what a target's refusal of a Fabrics command means (protocols of Connect: NVMe over Fabrics 1.1, 3.3).
-func status(e *attach.Error, se *nvme.StatusError, spec *attach.Spec) {
-	if !se.Fabrics {
-		return
-	}
-	switch se.Status.Code() {
-	case nvme.StatusConnectInvalidHost:
-		e.Cause, e.Hint = attach.CauseAuth, fmt.Sprintf("allow host %s on the target, or use one that is by --hostnqn", spec.HostNQN)
-	case nvme.StatusConnectInvalidParameters:
-		switch se.InvalidParameter() {
-		case "subsystem NQN":
-			e.Cause, e.Hint = attach.CauseNotFound, fmt.Sprintf("'hawser discover %s' lists what is offered there", spec.Target.Portal)
-		case "host NQN", "host identifier":
-			e.Cause, e.Hint = attach.CauseUsage, "check --hostnqn and --hostid"
-		}
-	case nvme.StatusConnectControllerBusy:
-		e.Cause, e.Hint = attach.CauseUnreachable, "the target has no controller left for this host: detach elsewhere, or raise its limit"
-	case nvme.StatusAuthRequired:
-		e.Cause, e.Hint = attach.CauseAuth, "the user driver has no in-band authentication: allow the host without it on the target"
-	}
+	err = initiator.Explain(ctx, err, spec.HostNQN)
+	return &attach.Error{Cause: attach.Cause(exit.CodeOf(err)), Err: err, Hint: exit.Hint(err)}
 }
