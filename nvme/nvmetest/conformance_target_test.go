@@ -32,7 +32,7 @@ type target struct {
 }
 
 // serve starts our target: testNQN for everybody, with a memory namespace, and privateNQN for friendNQN alone.
-func serve(t *testing.T) *target {
+func serve(t testing.TB) *target {
 	t.Helper()
 	memory := func(name string) []targetlite.Namespace {
 		b, err := backend.Open(t.Context(), "mem:"+t.Name()+name, backend.Options{Size: volumeSize})

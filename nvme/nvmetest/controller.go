@@ -248,8 +248,8 @@ func (c *Controller) Event(e wire.AsyncEvent) (n int) {
 	return n
 }
 
-// gone reports an error that says no more than that the host, or the test, has closed the connection.
-func gone(err error) bool {
+// Gone reports an error that says no more than that the other side, or this one, has closed the connection.
+func Gone(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
 		errors.Is(err, net.ErrClosed) || errors.As(err, &op)
@@ -262,7 +262,7 @@ func (q *Queue) run() (end End) {
 		end.QID, end.Connected = q.QID, q.connected
 		if err != nil && err != io.EOF {
 			end.Err = err
-			if !gone(err) {
+			if !Gone(err) {
 				q.C.t.Errorf("queue %d: the host broke a rule: %v", q.QID, err)
 			}
 		}

@@ -42,6 +42,7 @@ func (o HostOptions) withDefaults() HostOptions {
 // wait for.
 type Host struct {
 	*Conn
+	TCP    *net.TCPConn // under Conn
 	ICResp wire.ICResp
 	CNTLID uint16
 	QID    uint16
@@ -49,7 +50,6 @@ type Host struct {
 	InCapsule int
 
 	t    testing.TB
-	tcp  *net.TCPConn
 	addr string
 	opts HostOptions
 	cid  uint16
@@ -68,7 +68,7 @@ func Dial(t testing.TB, addr string, o HostOptions) *Host {
 	if o.Wrap != nil {
 		conn = o.Wrap(conn)
 	}
-	return &Host{Conn: &Conn{Conn: conn}, t: t, tcp: tcp, addr: addr, opts: o.withDefaults(), InCapsule: wire.MaxInCapsule}
+	return &Host{Conn: &Conn{Conn: conn}, t: t, TCP: tcp, addr: addr, opts: o.withDefaults(), InCapsule: wire.MaxInCapsule}
 }
 
 // Open dials and makes the ICReq/ICResp handshake.
@@ -123,7 +123,7 @@ func (h *Host) Raw(b []byte) {
 // CloseWrite ends the sending side: the controller reads EOF.
 func (h *Host) CloseWrite() {
 	h.t.Helper()
-	if err := h.tcp.CloseWrite(); err != nil {
+	if err := h.TCP.CloseWrite(); err != nil {
 		h.t.Fatal(err)
 	}
 }
