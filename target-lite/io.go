@@ -51,7 +51,7 @@ func (c *conn) beginIO(t *task) (nvme.Status, uint16) {
 		r.Op, r.Offset, r.Length = backend.OpFlush, 0, 0
 		return nvme.StatusSuccess, 0
 	case wire.OpDSM:
-		if t.cmd.DataLen != sqe.DSMRanges()*wire.DSMRangeSize {
+		if t.cmd.DataLen < sqe.DSMRanges()*wire.DSMRangeSize { // Linux always sends room for all 256
 			return nvme.StatusInvalidField | nvme.StatusDNR, locCDW10
 		}
 		if ns.info.ReadOnly && sqe.CDW11&wire.DSMDeallocate != 0 {
@@ -190,6 +190,7 @@ func (t *task) nextFlush() bool {
 
 // dsm checks all ranges of Dataset Management, then deallocates one after another; the other attributes are hints.
 func (c *conn) dsm(t *task) {
+	t.cmd.Data = t.cmd.Data[:t.cmd.SQE.DSMRanges()*wire.DSMRangeSize]
 	for at := 0; at < len(t.cmd.Data); at += wire.DSMRangeSize {
 		var r wire.DSMRange
 		if r.Parse(t.cmd.Data[at:at+wire.DSMRangeSize]) != nil || !t.ns.contains(r.SLBA, uint64(r.Blocks)) {
