@@ -71,6 +71,13 @@ func FuzzCommand(f *testing.F) {
 	} {
 		f.Add(c.AppendTo(nil))
 	}
+	for _, pdus := range records(f) {
+		for _, p := range pdus {
+			if sqe, ok := p.Command(); ok {
+				f.Add(sqe)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var c Command
 		if err := c.Parse(b); err != nil {
