@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -26,9 +27,10 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":  exits,
-			"target": startTarget,
-			"stop":   stopTarget,
+			"exits":     exits,
+			"interrupt": interrupt,
+			"target":    startTarget,
+			"stop":      stopTarget,
 		},
 		Setup: func(env *testscript.Env) error {
 			// The scripts are a user of their own.
@@ -61,6 +63,39 @@ func exitCode(err error) string {
 	return err.Error()
 }
 
+// interrupt WORD PROGRAM ARG… runs a program and sends it SIGINT when it prints a line that begins with WORD; it has to end with 130.
+func interrupt(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: interrupt WORD PROGRAM ARG…")
+	}
+	cmd := command(ts, args[1], args[2:]...)
+	stdout, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	deadline := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+	defer deadline.Stop()
+	sent := false
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		if !sent && strings.HasPrefix(lines.Text(), args[0]) {
+			ts.Check(cmd.Process.Signal(os.Interrupt))
+			sent = true
+		}
+	}
+	if code := exitCode(cmd.Wait()); !sent || code != "130" {
+		ts.Fatalf("SIGINT sent: %v, exit code %s, want 130", sent, code)
+	}
+}
+
+// command makes a command with the environment of the script.
+func command(ts *testscript.TestScript, program string, args ...string) *exec.Cmd {
+	cmd := exec.Command(lookPath(ts, program), args...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, v := range []string{"PATH", "HOME", "TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "GOCOVERDIR"} {
+		cmd.Env = append(cmd.Env, v+"="+ts.Getenv(v))
+	}
+	return cmd
+}
+
 type targetsKey struct{}
 
 type target struct {
@@ -76,12 +111,8 @@ func startTarget(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	name := args[0]
 	t := &target{}
-	t.cmd = exec.Command(lookPath(ts, "hawser"), append([]string{"target", "serve", "-o", "jsonl", "--control", ts.MkAbs("control/" + name)}, args[1:]...)...)
-	t.cmd.Dir = ts.MkAbs(".")
+	t.cmd = command(ts, "hawser", append([]string{"target", "serve", "-o", "jsonl", "--control", ts.MkAbs("control/" + name)}, args[1:]...)...)
 	t.cmd.Stderr = &t.stderr
-	for _, v := range []string{"PATH", "HOME", "TMPDIR", "TESTSCRIPT_COMMAND", "GOCOVERDIR"} {
-		t.cmd.Env = append(t.cmd.Env, v+"="+ts.Getenv(v))
-	}
 	stdout, err := t.cmd.StdoutPipe()
 	ts.Check(err)
 	ts.Check(t.cmd.Start())

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,8 +22,11 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/output"
 )
 
+// secondSignal is how long after the first one a second signal kills.
+const secondSignal = time.Second
+
 // Main runs hawser with the arguments that follow the program's name, and returns its exit code. SIGINT and SIGTERM (and
-// SIGHUP, unless started with it ignored) cancel the context; a second one kills as usual.
+// SIGHUP, unless started with it ignored) cancel the context; a further one, some time later, kills as usual.
 func Main(ctx context.Context, args []string, streams iostreams.Streams) int {
 	ctx, stop := notifyContext(ctx)
 	defer stop()
@@ -46,7 +50,8 @@ func execute(ctx context.Context, f *factory.Factory, root *cobra.Command, args 
 	case !run.started && !errors.As(err, &typed):
 		// cobra's own complaints about flags and arguments have no type.
 		code = exit.Usage
-	case code == exit.Failed && ctx.Err() != nil && errors.Is(err, ctx.Err()):
+	case ctx.Err() != nil && (code == exit.Failed || errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))):
+		// What failed did so because it was told to stop.
 		code = exit.Interrupted
 	}
 	name := root.Name()
@@ -57,6 +62,9 @@ func execute(ctx context.Context, f *factory.Factory, root *cobra.Command, args 
 		hint = fmt.Sprintf("'%s --help' shows how it is used", name)
 	}
 	message := oneLine(err.Error())
+	if code == exit.Interrupted {
+		message, hint = "interrupted: "+message, ""
+	}
 	if verb := strings.TrimPrefix(name, root.Name()+" "); run.path != "" && verb != root.Name() {
 		message = verb + ": " + message
 	}
@@ -77,7 +85,8 @@ func notifyContext(ctx context.Context) (context.Context, context.CancelFunc) {
 		}
 	}
 	ctx, stop := signal.NotifyContext(ctx, signals...)
-	context.AfterFunc(ctx, stop)
+	// Whoever signals a process and then its group, as timeout(1) does, means it once.
+	context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })
 	return ctx, stop
 }
 

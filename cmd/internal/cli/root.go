@@ -9,6 +9,7 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/agent"
 	"hawser.dev/hawser/cmd/internal/cli/attach"
 	"hawser.dev/hawser/cmd/internal/cli/completion"
+	"hawser.dev/hawser/cmd/internal/cli/demo"
 	"hawser.dev/hawser/cmd/internal/cli/detach"
 	"hawser.dev/hawser/cmd/internal/cli/discover"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
@@ -76,7 +77,7 @@ PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
 		root.AddCommand(verbs...)
 	}
 	add(groupTarget, target.New(f))
-	add(groupVolumes, discover.New(f), probe.New(f), attach.New(f), detach.New(f), list.New(f), show.New(f))
+	add(groupVolumes, demo.New(f), discover.New(f), probe.New(f), attach.New(f), detach.New(f), list.New(f), show.New(f))
 	add(groupHost, host.New(f))
 	add(groupOther, version.New(f), completion.New(f), agent.New(f))
 	root.SetHelpCommand(newHelp())

@@ -104,7 +104,7 @@ func run(ctx context.Context, f *factory.Factory, opts *options, selectors []att
 		all[i].Volume, all[i].Err = m.Detach(ctx, sel, attach.DetachOptions{Force: opts.force, FlushTimeout: opts.flush}, opts.check)
 		all[i].Err = factory.Explain(ctx, all[i].Err)
 		if lost := all[i].Volume.DataLost; lost != "" {
-			fmt.Fprintf(f.IO.Err, "hawser: %s: loss of data is %s: not all that was written could be flushed\n", all[i].Volume.Name, lost)
+			fmt.Fprintf(f.IO.Err, "hawser: %s: loss of data is %s: its users were cut off, or what was written could not be flushed\n", all[i].Volume.Name, lost)
 		}
 	}
 	progress.Done()

@@ -169,7 +169,7 @@ func ask(ctx context.Context, path string) (Target, error) {
 	for _, sub := range st.Subsystems {
 		for _, ns := range sub.Namespaces {
 			t.Volumes = append(t.Volumes, ListedVolume{
-				Volume: volume(st.Portals, sub.NQN, ns), AllowAnyHost: sub.AllowAnyHost, AllowedHosts: append([]nvme.NQN{}, sub.Hosts...),
+				Volume: exported(st.Portals, sub.NQN, ns), AllowAnyHost: sub.AllowAnyHost, AllowedHosts: append([]nvme.NQN{}, sub.Hosts...),
 				Reads: ns.Reads, Writes: ns.Writes, ReadBytes: ns.ReadBytes, WriteBytes: ns.WriteBytes, Errors: ns.Errors,
 			})
 		}

@@ -300,13 +300,13 @@ func volumes(st targetlite.Status) []Volume {
 	list := []Volume{}
 	for _, sub := range st.Subsystems {
 		for _, ns := range sub.Namespaces {
-			list = append(list, volume(st.Portals, sub.NQN, ns))
+			list = append(list, exported(st.Portals, sub.NQN, ns))
 		}
 	}
 	return list
 }
 
-func volume(portals []string, nqn nvme.NQN, ns targetlite.NamespaceStatus) Volume {
+func exported(portals []string, nqn nvme.NQN, ns targetlite.NamespaceStatus) Volume {
 	return Volume{
 		URL: url(portals, nqn, ns.UUID), Target: nqn, NSID: ns.NSID, UUID: ns.UUID, NGUID: ns.NGUID,
 		Size: ns.Size, BlockSize: ns.BlockSize, ReadOnly: ns.ReadOnly, Backing: ns.Backing,

@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hawser.dev/hawser/attach"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
+	"hawser.dev/hawser/cmd/internal/cli/volume"
 )
 
 // New returns the command with its verbs.
@@ -27,5 +27,5 @@ const service = "target"
 
 // socketDir is where targets have their control sockets, named after their process IDs, unless they are told otherwise.
 func socketDir(f *factory.Factory) string {
-	return filepath.Join(attach.DefaultDir(f.IO.Env), "target")
+	return filepath.Join(volume.StateDir(f), "target")
 }
