@@ -145,7 +145,9 @@ func BenchmarkQueue(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer stop()
-			floor.Pin(1)
+			if err := floor.PinProcess(1); err != nil {
+				b.Fatal(err)
+			}
 			const rounds, n = 7, 20000
 			var bestFloor, bestQueue time.Duration
 			better := func(best *time.Duration, total, p50 time.Duration, err error) {

@@ -7,6 +7,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -85,7 +86,10 @@ func serve() error {
 		os.Stdin.Read(make([]byte, 1))
 		cancel()
 	}()
-	return srv.Serve(ctx)
+	if err := srv.Serve(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 func start(b *testing.B, env ...string) string {
@@ -98,7 +102,7 @@ func start(b *testing.B, env ...string) string {
 	return line
 }
 
-func connect(b *testing.B, addr string, o host.Options) *host.Controller {
+func connect(b *testing.B, addr string, o host.Options) (c *host.Controller, end func()) {
 	b.Helper()
 	h, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -106,16 +110,17 @@ func connect(b *testing.B, addr string, o host.Options) *host.Controller {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	c, err := host.Connect(ctx, nvme.Addr{Transport: nvme.TransportTCP, Host: h, Service: port}, subsystem, o)
+	c, err = host.Connect(ctx, nvme.Addr{Transport: nvme.TransportTCP, Host: h, Service: port}, subsystem, o)
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
+	return c, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		c.Close(ctx)
-	})
-	return c
+		if err := c.Close(ctx); err != nil {
+			b.Error(err)
+		}
+	}
 }
 
 // load keeps depth operations of one size open for n operations.
@@ -176,10 +181,7 @@ func BenchmarkSpin(b *testing.B) {
 			}
 			echo := start(b, role+"=echo", fmt.Sprintf("%s=%d", reqBytes, req), fmt.Sprintf("%s=%d", respBytes, resp))
 			addr := start(b, role+"=target", namespaces+"=1", spin+"=1")
-			floor.Pin(1)
-			ctl := connect(b, addr, host.Options{Queues: 1, Spin: -1})
-			ns, err := ctl.Open(context.Background(), 1)
-			if err != nil {
+			if err := floor.PinProcess(1); err != nil {
 				b.Fatal(err)
 			}
 			var bestFloor, bestQueue time.Duration
@@ -198,7 +200,14 @@ func BenchmarkSpin(b *testing.B) {
 				for range rounds {
 					total, p50, err := floor.Run(echo, req, resp, c.depth, c.n)
 					take(&bestFloor, total, p50, err)
+					// A connection that is open spins: only the one being measured is.
+					ctl, end := connect(b, addr, host.Options{Queues: 1, Spin: -1})
+					ns, err := ctl.Open(context.Background(), 1)
+					if err != nil {
+						b.Fatal(err)
+					}
 					total, p50, err = load(ns, c.op, c.size, c.depth, c.n)
+					end()
 					take(&bestQueue, total, p50, err)
 				}
 			}
@@ -217,7 +226,8 @@ func BenchmarkSpin(b *testing.B) {
 func BenchmarkNamespaces(b *testing.B) {
 	for _, n := range []int{10, 100, 1000} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			ctl := connect(b, start(b, role+"=target", fmt.Sprintf("%s=%d", namespaces, n)), host.Options{Queues: 1})
+			ctl, end := connect(b, start(b, role+"=target", fmt.Sprintf("%s=%d", namespaces, n)), host.Options{Queues: 1})
+			defer end()
 			for b.Loop() {
 				list, err := ctl.Namespaces(context.Background())
 				if err != nil || len(list) != n {
@@ -232,7 +242,8 @@ func BenchmarkNamespaces(b *testing.B) {
 // BenchmarkIdle is the processor time that a connected controller without I/O takes, host and target together.
 func BenchmarkIdle(b *testing.B) {
 	addr := start(b, role+"=target", namespaces+"=1")
-	connect(b, addr, host.Options{})
+	_, end := connect(b, addr, host.Options{})
+	defer end()
 	var before, after syscall.Rusage
 	const span = 5 * time.Second
 	for b.Loop() {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 	"unsafe"
@@ -25,6 +26,27 @@ func Pin(cpu int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
 	return unix.SchedSetaffinity(0, &set)
+}
+
+// PinProcess binds all threads of this process to a CPU, and its goroutines to one thread at a time.
+func PinProcess(cpu int) error {
+	runtime.GOMAXPROCS(1)
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	var set unix.CPUSet
+	set.Set(cpu)
+	for _, t := range tasks {
+		tid, err := strconv.Atoi(t.Name())
+		if err == nil {
+			err = unix.SchedSetaffinity(tid, &set)
+		}
+		if err != nil && err != unix.ESRCH {
+			return err
+		}
+	}
+	return nil
 }
 
 // Start runs this program again, pinned to a CPU, with the environment
