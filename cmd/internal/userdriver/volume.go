@@ -26,11 +26,12 @@ const (
 
 var (
 	errClosed = fmt.Errorf("%w: the volume was detached", syscall.ESHUTDOWN)
+	errDoubt  = fmt.Errorf("%w: the path was lost while this was written, and without keep alive it is never sure to be over", syscall.EIO)
 	errLost   = fmt.Errorf("%w: no path to the target", syscall.EIO)
 )
 
 // volume is a namespace over one path as frontends want it. While the path is down commands wait for it, also those that
-// were under way when it went: they are sent again.
+// were under way when it went: they are sent again, writes when the old association can do nothing any more.
 type volume struct {
 	info    frontend.Info
 	record  *attach.Record
@@ -44,6 +45,7 @@ type volume struct {
 	head, tail  *frontend.Request // commands that wait for a path, by Next
 	failing     error             // what commands fail with instead of waiting
 	reason      string            // why the path is down
+	doubt       bool              // among them are writes that the target may have begun
 	identity    attach.Identity
 	closing     context.CancelFunc
 	supervising chan struct{} // closed when nothing reconnects any more
@@ -178,6 +180,7 @@ func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
 	v.mu.Lock()
 	ns, err := v.ns.Load(), v.failing
 	if err == nil && (ns == nil || ns == used) {
+		v.doubt = v.doubt || used != nil && writes(r)
 		r.Next = nil
 		if v.tail == nil {
 			v.head = r
@@ -195,6 +198,45 @@ func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
 		return
 	}
 	ns.Submit(v.io(ns, r))
+}
+
+func writes(r *frontend.Request) bool { return r.Op != frontend.OpRead && r.Op != frontend.OpFlush }
+
+// fence waits until an association that was lost at the given time is surely over for the target: two keep alive times.
+// Until then a write in doubt may still be carried out there, behind those that are sent now. It returns false when ctx
+// ends. Without keep alive that time never comes: then the writes in doubt fail.
+func (v *volume) fence(ctx context.Context, lost time.Time, kato time.Duration) bool {
+	v.mu.Lock()
+	doubt := v.doubt
+	v.doubt = false
+	v.mu.Unlock()
+	switch {
+	case !doubt:
+		return true
+	case kato <= 0:
+		v.mu.Lock()
+		r := v.release()
+		v.mu.Unlock()
+		for r != nil {
+			next := r.Next
+			if r.Next = nil; writes(r) {
+				r.Err = errDoubt
+				r.Done(r)
+			} else {
+				v.wait(r, nil)
+			}
+			r = next
+		}
+		return true
+	}
+	over := time.NewTimer(time.Until(lost.Add(2 * kato)))
+	defer over.Stop()
+	select {
+	case <-over.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // release takes the requests that wait.
@@ -242,7 +284,7 @@ func (v *volume) supervise(ctx context.Context, ns *host.Namespace) {
 		case <-ctx.Done():
 			return
 		}
-		why := ns.Controller().Err()
+		why, lost, kato := ns.Controller().Err(), time.Now(), ns.Controller().KeepAlive()
 		v.log.Warn("path lost", "volume", v.record.Name, "err", why)
 		v.mu.Lock()
 		v.ns.Store(nil)
@@ -252,6 +294,10 @@ func (v *volume) supervise(ctx context.Context, ns *host.Namespace) {
 			return
 		}
 		v.log.Info("path is back", "volume", v.record.Name)
+		if !v.fence(ctx, lost, kato) {
+			v.ns.Store(ns) // for Close
+			return
+		}
 		v.resume(ns)
 	}
 }
