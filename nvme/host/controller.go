@@ -160,7 +160,11 @@ func (c *Controller) open(ctx context.Context, qid uint16, depth int) (*tcp.Host
 		q.Close(c.err)
 	}
 	c.mu.Unlock()
-	c.loops.Go(func() { c.fail(q.Run()) })
+	c.loops.Go(func() {
+		if err := q.Run(); qid == 0 || !errors.Is(err, tcp.ErrClosed) {
+			c.fail(err)
+		}
+	})
 	data := wire.ConnectData{HostID: c.o.HostID, CNTLID: c.cntlid, SubNQN: c.nqn, HostNQN: c.o.HostNQN}
 	result, err := send(ctx, q, "connect", connect.Command(), data.AppendTo(nil))
 	if err != nil {
@@ -444,6 +448,9 @@ func (c *Controller) Close(ctx context.Context) error {
 	limit := max(shutdownTimeout, time.Duration(c.id.RTD3E)*time.Microsecond)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	for _, q := range c.io {
+		q.Shutdown() // first, as Linux does: a controller that shuts down may cut them off
+	}
 	err := c.SetProperty(ctx, wire.PropertyCC, 4, uint64(c.cc.WithSHN(wire.CCSHNNormal)))
 	if err == nil {
 		err = c.poll(ctx, limit, "did not shut down", wire.CSTS.ShutdownComplete)
