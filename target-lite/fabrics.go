@@ -114,6 +114,9 @@ func (c *conn) connect(t *task) (nvme.Status, uint32) {
 	c.q.SetQID(p.QID)
 	c.q.SetSQFlowDisabled(p.CATTR&wire.ConnectDisableSQFlow != 0)
 	c.q.SetDepth(int(p.SQSize) + 1)
+	if p.QID != 0 {
+		c.q.SetSpin(c.srv.cfg.Spin)
+	}
 	c.srv.log.Debug("connected", "address", c.nc.RemoteAddr(), "host", d.HostNQN, "subsystem", d.SubNQN, "cntlid", c.ctrl.cntlid, "qid", p.QID)
 	return nvme.StatusSuccess, uint32(c.ctrl.cntlid)
 }

@@ -356,7 +356,7 @@ func (s *Server) start(nc net.Conn, p *portal) {
 	c := &conn{srv: s, nc: nc, portal: p}
 	c.q = tcp.NewTargetQueue(stream, tcp.TargetConfig{
 		Handler: c, MaxInCapsule: s.cfg.InCapsule, MaxH2CData: s.cfg.MaxTransfer, MaxTransfer: s.cfg.MaxTransfer,
-		HandshakeTimeout: s.cfg.HandshakeTimeout, Spin: s.cfg.Spin, Logger: s.log,
+		HandshakeTimeout: s.cfg.HandshakeTimeout, Logger: s.log,
 	})
 	s.mu.Lock()
 	full := len(s.conns) >= s.cfg.MaxConnections

@@ -43,7 +43,8 @@ type Config struct {
 	MaxPending int
 	// HandshakeTimeout bounds the time until a connection has completed Connect; 0: 10 s.
 	HandshakeTimeout time.Duration
-	// Spin is how long an idle queue polls before it sleeps; below 0 it never sleeps. 0: not at all.
+	// Spin is how long an idle I/O queue polls before it sleeps; below 0 it never sleeps, and keeps a core busy. 0: not
+	// at all.
 	Spin time.Duration
 
 	Logger *slog.Logger // nil: discard

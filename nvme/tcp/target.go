@@ -195,6 +195,14 @@ func (q *TargetQueue) SetQID(qid uint16) {
 // (Connect CATTR bit 2), so that a successful read needs no CapsuleResp.
 func (q *TargetQueue) SetSQFlowDisabled(on bool) { q.noSQHD.Store(on) }
 
+// SetSpin changes TargetConfig.Spin, on the loop: only once it is known whose
+// connection it is can it be known whether spinning is worth a core.
+func (q *TargetQueue) SetSpin(d time.Duration) {
+	q.tx.mu.Lock()
+	q.cfg.Spin, q.tx.poll = d, d < 0
+	q.tx.mu.Unlock()
+}
+
 func (q *TargetQueue) LocalAddr() net.Addr  { return q.s.LocalAddr() }
 func (q *TargetQueue) RemoteAddr() net.Addr { return q.s.RemoteAddr() }
 
@@ -658,6 +666,7 @@ func (q *TargetQueue) transfer(c *Cmd, n int) (nvme.Status, *Error) {
 		if sgl.Length > 0 && to && from {
 			return nvme.StatusInvalidOpcode | nvme.StatusDNR, nil
 		}
+	case sgl.Length == 0 && n == 0: // nothing to transfer: hosts leave the descriptor blank, and Linux takes it
 	default:
 		return nvme.StatusSGLTypeInvalid | nvme.StatusDNR, nil
 	}
