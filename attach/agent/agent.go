@@ -81,7 +81,9 @@ func New(cfg Config) *Agent {
 		cfg.Idle = defaultIdle
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, held: map[string]*attachment{}, ended: make(chan struct{})}
+	a.mu.Lock() // the timer's function uses the timer
 	a.idle = time.AfterFunc(cfg.Idle, a.endIfEmpty)
+	a.mu.Unlock()
 	return a
 }
 
@@ -195,8 +197,8 @@ func (a *Agent) await(ctx context.Context, h *attachment, r *attach.Record) (att
 	if h.record.Spec.Target.Name != r.Spec.Target.Name || !h.record.Identity.Same(r.Identity) {
 		return attach.Status{}, &attach.Error{Cause: attach.CauseInUse, Err: fmt.Errorf("the agent holds %s of %s under the name %s", h.record.Identity, h.record.Spec.Target.Name, r.Name)}
 	}
-	// A flush comes back when a path works: it waits for one, as any command does.
-	if err := flush(ctx, h.opened.Volume()); err != nil {
+	// A read comes back when a path works: it waits for one, as any command does.
+	if err := checkRead(ctx, h.opened.Volume()); err != nil {
 		return attach.Status{}, &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("%s is attached, but does not work: %w", r.Name, err)}
 	}
 	return a.status(h), nil
@@ -234,16 +236,17 @@ func (a *Agent) open(ctx context.Context, h *attachment, socket string) (err err
 
 // serve shows h on its gate. h is busy.
 func (a *Agent) serve(h *attachment) {
-	h.gate.open()
+	g := h.gate
+	g.open()
 	server := nbd.NewServer(h.opened.Volume(), nbd.Options{Logger: a.log.With("volume", h.record.Name)})
 	served := make(chan error, 1)
 	a.mu.Lock()
 	h.server, h.served = server, served
 	a.mu.Unlock()
 	go func() {
-		err := server.Serve(context.Background(), h.gate)
+		err := server.Serve(context.Background(), g)
 		if err != nil {
-			a.log.Error("frontend ended", "volume", h.record.Name, "err", err)
+			a.log.Warn("frontend ended", "volume", h.record.Name, "err", err)
 		}
 		served <- err
 	}()
