@@ -96,8 +96,9 @@ func (i Info) Validate() error {
 // Volume is an asynchronous block volume.
 type Volume interface {
 	Info() Info
-	// Submit takes requests and doesn't wait for them. They may complete in any
-	// order. The slice is the caller's again when Submit returns.
+	// Submit takes requests and doesn't wait for them; they may complete in any
+	// order. Any goroutine may call it, several at once. The slice is the
+	// caller's again when Submit returns.
 	Submit(reqs ...*Request)
 }
 

@@ -466,49 +466,45 @@ func (c *conn) writer() {
 	}
 }
 
-// send writes replies until none is left, unless somebody else does already.
-// Without wait it leaves the rest to the writer when the socket is full.
+// send writes the replies that are due, unless somebody else does already.
+// Without wait it writes one batch and leaves the rest to the writer, also
+// when the socket is full: its caller has better things to do.
 func (c *conn) send(wait bool) {
 	// The writer may have been woken for the rest of a batch only.
-	for first := wait; first || !c.done.empty(); first = false {
+	for more := wait || !c.done.empty(); more; more = !c.done.empty() {
 		if !c.sending.CompareAndSwap(false, true) {
 			return // its holder looks again after letting go
 		}
-		err := c.sendBatches(wait)
+		full := c.sendBatch(wait)
 		c.sending.Store(false)
-		if err != nil {
+		if full || !wait && !c.done.empty() {
 			c.wakeWriter()
 			return
 		}
 	}
 }
 
-// sendBatches writes batch after batch: each holds all that had completed
-// when it was begun. The only error it returns is errAgain.
-func (c *conn) sendBatches(wait bool) error {
-	for {
-		if len(c.out) == 0 && !c.gather() {
-			return nil
-		}
-		if !c.broken {
-			n, err := c.t.writev(c.out, wait)
-			if err == errAgain {
-				return err
-			}
-			if err != nil {
-				c.broken = true
-				c.nc.Close()
-			}
-			c.advance(n)
-		}
-		if c.broken {
-			c.out = nil
-		}
-		if len(c.out) == 0 {
-			c.release(c.replying)
-			c.replying = nil
-		}
+// sendBatch writes what is left of a batch, or one of all that has completed
+// by now. It reports whether the socket is full, which without wait it may be.
+func (c *conn) sendBatch(wait bool) (full bool) {
+	if len(c.out) == 0 && !c.gather() {
+		return false
 	}
+	for len(c.out) > 0 && !c.broken {
+		n, err := c.t.writev(c.out, wait)
+		if err == errAgain {
+			return true
+		}
+		if err != nil {
+			c.broken = true
+			c.nc.Close()
+		}
+		c.advance(n)
+	}
+	c.out = nil
+	c.release(c.replying)
+	c.replying = nil
+	return false
 }
 
 func (c *conn) advance(n int) {
