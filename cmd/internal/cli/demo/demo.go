@@ -257,7 +257,7 @@ func (d *demo) export(ctx context.Context) (string, error) {
 		return "", err
 	}
 	d.target = attach.Target{Portal: portal, Name: string(nqn), Namespace: attach.NamespaceRef{UUID: st.Subsystems[0].Namespaces[0].UUID}}
-	return fmt.Sprintf("%s on %s, for host %s alone", nqn, portal, d.hostNQN), nil
+	return fmt.Sprintf("%s on %s\nfor host %s alone", nqn, portal, d.hostNQN), nil
 }
 
 func (d *demo) discover(ctx context.Context) (string, error) {
