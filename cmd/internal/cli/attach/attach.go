@@ -5,9 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,16 +23,13 @@ import (
 const atOnce = 8
 
 type options struct {
-	targets []string
+	targets initiator.TargetFlags
 	portals []string
-	binds   initiator.BindFlag
+	binds   initiator.BindFlags
 	host    factory.HostFlags
 	timeout factory.Timeout
 	wait    time.Duration
 	check   bool
-
-	transport, traddr, trsvcid, nqn, namespace string
-	hostTraddr, hostIface                      string
 
 	spec attach.Spec // what is the same for all targets
 	ints map[string]*int
@@ -64,8 +58,7 @@ When an attach fails, what it did is undone. When it is killed, the next attach 
   hawser attach -t tcp -a 192.0.2.10 -s 4420 -n nqn.2026-01.org.example:vol1 -o json
   nbdinfo "$(hawser attach nvme://192.0.2.10/nqn.2026-01.org.example:vol1 -o json | jq -r .volumes[0].device)"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			opts.targets = args
-			specs, err := opts.specs(cmd, f)
+			specs, err := opts.specs(cmd, f, args)
 			if err != nil {
 				return err
 			}
@@ -77,7 +70,7 @@ When an attach fails, what it did is undone. When it is killed, the next attach 
 	fl.SortFlags = false
 	fl.StringVar(&opts.spec.Name, "name", "", "call the volume `NAME` (else its UUID, NGUID or EUI-64)")
 	fl.StringArrayVar(&opts.portals, "portal", nil, "reach the volume by this further `PORTAL` too; repeatable")
-	opts.binds.AddFlag(cmd)
+	opts.binds.AddFlags(cmd)
 	fl.IntVar(&opts.spec.MinPaths, "min-paths", 0, "be content with this `NUMBER` of paths (1 unless given)")
 	fl.Var(factory.OneOf(&opts.driver, attach.DriverAuto, attach.DriverKernel, attach.DriverUser), "driver", "auto, kernel, user")
 	fl.Var(factory.OneOf(&opts.frontend, attach.FrontendAuto, attach.FrontendSocket), "frontend", "auto, socket: how the user driver shows a volume")
@@ -87,13 +80,7 @@ When an attach fails, what it did is undone. When it is killed, the next attach 
 	opts.timeout.AddFlag(cmd, 30*time.Second)
 	opts.host.AddFlags(cmd)
 
-	fl.StringVarP(&opts.transport, "transport", "t", "tcp", "in place of TARGET: the `TRANSPORT`, tcp, rdma, fc or loop")
-	fl.StringVarP(&opts.traddr, "traddr", "a", "", "in place of TARGET: the `ADDRESS`")
-	fl.StringVarP(&opts.trsvcid, "trsvcid", "s", "", "in place of TARGET: the `PORT` (4420 unless given)")
-	fl.StringVarP(&opts.nqn, "nqn", "n", "", "in place of TARGET: the `NQN` of the subsystem")
-	fl.StringVar(&opts.namespace, "namespace", "", "in place of TARGET: the `NAMESPACE`, where the subsystem has several")
-	fl.StringVarP(&opts.hostTraddr, "host-traddr", "w", "", "leave by this source `ADDRESS`")
-	fl.StringVarP(&opts.hostIface, "host-iface", "f", "", "leave by this `IFACE`")
+	opts.targets.AddFlags(cmd)
 	o := &opts.spec.Options
 	fl.IntVarP(&o.NrIOQueues, "nr-io-queues", "i", 0, "ask for this `NUMBER` of I/O queues")
 	fl.IntVarP(&o.NrWriteQueues, "nr-write-queues", "W", 0, "have this `NUMBER` of queues for writes alone")
@@ -121,7 +108,7 @@ func (o *options) intVar(cmd *cobra.Command, name, short, usage string) {
 }
 
 // specs makes a Spec for each target. Nothing but the host's own identity is looked at.
-func (o *options) specs(cmd *cobra.Command, f *factory.Factory) ([]attach.Spec, error) {
+func (o *options) specs(cmd *cobra.Command, f *factory.Factory, args []string) ([]attach.Spec, error) {
 	given := func(flag string) bool { return cmd.Flags().Changed(flag) }
 	common := o.spec
 	common.SchemaVersion = attach.SchemaVersion
@@ -160,7 +147,7 @@ func (o *options) specs(cmd *cobra.Command, f *factory.Factory) ([]attach.Spec, 
 			}
 		}
 	}
-	if common.Bindings, err = o.bindings(given); err != nil {
+	if common.Bindings, err = o.binds.Bindings(cmd); err != nil {
 		return nil, err
 	}
 	for _, p := range o.portals {
@@ -170,9 +157,14 @@ func (o *options) specs(cmd *cobra.Command, f *factory.Factory) ([]attach.Spec, 
 		}
 		common.Portals = append(common.Portals, portal)
 	}
-	targets, err := o.parseTargets(given)
+	targets, err := o.targets.Targets(cmd, args)
 	if err != nil {
 		return nil, err
+	}
+	for _, t := range targets {
+		if nvme.NQN(t.Name).Discovery() {
+			return nil, exit.Usagef("target %s: a discovery subsystem has no volumes: 'hawser discover' asks it", t)
+		}
 	}
 	if len(targets) > 1 && (common.Name != "" || len(common.Portals) > 0) {
 		return nil, exit.Usagef("--name and --portal concern one target, and %d are given: attach them one by one", len(targets))
@@ -191,110 +183,6 @@ func (o *options) specs(cmd *cobra.Command, f *factory.Factory) ([]attach.Spec, 
 		}
 	}
 	return specs, nil
-}
-
-func (o *options) bindings(given func(string) bool) ([]attach.Binding, error) {
-	if !given("host-traddr") && !given("host-iface") {
-		return o.binds, nil
-	}
-	if len(o.binds) > 0 {
-		return nil, exit.Usagef("--bind and --host-traddr or --host-iface say the same: give one of them")
-	}
-	var b attach.Binding
-	if given("host-traddr") {
-		a, err := netip.ParseAddr(o.hostTraddr)
-		if err != nil {
-			return nil, exit.Usagef("--host-traddr %q: it is no address", o.hostTraddr)
-		}
-		b.Source = a.Unmap()
-	}
-	if given("host-iface") {
-		parsed, err := attach.ParseBinding(o.hostIface)
-		if err != nil || parsed.Interface != o.hostIface {
-			return nil, exit.Usagef("--host-iface %q: it is no name of an interface", o.hostIface)
-		}
-		b.Interface = o.hostIface
-	}
-	return []attach.Binding{b}, nil
-}
-
-// parseTargets reads the arguments, or the flags that stand in place of one.
-func (o *options) parseTargets(given func(string) bool) ([]attach.Target, error) {
-	flags := []string{"transport", "traddr", "trsvcid", "nqn", "namespace"}
-	if len(o.targets) > 0 {
-		for _, flag := range flags {
-			if given(flag) {
-				return nil, exit.Usagef("--%s stands in place of a TARGET, and %q is given: use one or the other", flag, o.targets[0])
-			}
-		}
-		var targets []attach.Target
-		for _, s := range o.targets {
-			t, err := attach.ParseTarget(s)
-			if err != nil {
-				return nil, err
-			}
-			if slices.ContainsFunc(targets, func(u attach.Target) bool { return u.String() == t.String() }) {
-				return nil, exit.Usagef("target %s is given twice", t)
-			}
-			targets = append(targets, t)
-		}
-		return targets, nil
-	}
-	if !slices.ContainsFunc(flags, given) {
-		return nil, exit.Usagef("TARGET is missing")
-	}
-	t, err := FlagTarget(o.transport, o.traddr, o.trsvcid, o.nqn, o.namespace)
-	return []attach.Target{t}, err
-}
-
-// FlagTarget is the target that nvme-cli's flags name. Each part is read as in a URL, and blamed by its flag.
-func FlagTarget(transport, traddr, trsvcid, nqn, namespace string) (t attach.Target, err error) {
-	scheme := "nvme+" + transport + "://"
-	switch nvme.Transport(transport) {
-	case nvme.TransportTCP, nvme.TransportRDMA, nvme.TransportFC:
-		if traddr == "" {
-			return t, exit.Usagef("--traddr is missing: it is the target's address")
-		}
-	case nvme.TransportLoop:
-		if traddr != "" {
-			return t, exit.Usagef("--traddr %q: loop has no address", traddr)
-		}
-	default:
-		return t, exit.Usagef("--transport %q: must be one of tcp, rdma, fc, loop", transport)
-	}
-	if nqn == "" {
-		return t, exit.Usagef("--nqn is missing: it is the name of the subsystem")
-	}
-	name, err := nvme.ParseNQN(nqn)
-	if err != nil {
-		return t, exit.Usagef("--nqn: %w", err)
-	}
-	if name.Discovery() {
-		return t, exit.Usagef("--nqn %s: a discovery subsystem has no volumes: 'hawser discover' asks it", nqn)
-	}
-	if strings.Contains(traddr, ":") && !strings.HasPrefix(traddr, "[") && transport != string(nvme.TransportFC) {
-		traddr = "[" + traddr + "]"
-	}
-	if t.Portal, err = attach.ParsePortal(scheme + traddr); err != nil {
-		return t, fmt.Errorf("--traddr: %w", err)
-	}
-	if t.Service != "" {
-		return t, exit.Usagef("--traddr %q: the port goes into --trsvcid", traddr)
-	}
-	if trsvcid != "" {
-		p, err := attach.ParsePortal(scheme + traddr + ":" + trsvcid)
-		if err != nil || t.DefaultPort() == "" {
-			return t, exit.Usagef("--trsvcid %q: it is no port that --transport %s can have", trsvcid, transport)
-		}
-		t.Portal = p
-	}
-	t.Name = nqn
-	if namespace != "" {
-		if t.Namespace, err = attach.ParseNamespaceRef(namespace); err != nil {
-			return t, fmt.Errorf("--namespace: %w", err)
-		}
-	}
-	return t, nil
 }
 
 func run(ctx context.Context, f *factory.Factory, opts *options, specs []attach.Spec) error {

@@ -21,9 +21,9 @@ import (
 )
 
 type options struct {
-	portals []attach.Portal
+	portals initiator.PortalFlags
 	flags   initiator.Flags
-	binds   initiator.BindFlag
+	binds   initiator.BindFlags
 }
 
 // New returns the command.
@@ -38,27 +38,30 @@ PORTAL is HOST[:PORT], with an IPv6 address in brackets. Without a port, 8009 is
 		Example: `  hawser discover 192.0.2.10
   hawser discover [2001:db8::10]:8009 -o json
   hawser discover 192.0.2.10 --hostnqn nqn.2026-01.org.example:other-host`,
-		Args: factory.AtLeastOne("PORTAL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			for _, arg := range args {
-				p, err := attach.ParsePortal(arg)
-				if err == nil {
-					err = initiator.Supported(p)
-				}
-				if err != nil {
+			portals, err := opts.portals.Portals(cmd, args)
+			if err != nil {
+				return err
+			}
+			for _, p := range portals {
+				if err := initiator.Supported(p); err != nil {
 					return err
 				}
-				opts.portals = append(opts.portals, p)
 			}
-			if len(opts.binds) > 1 {
+			binds, err := opts.binds.Bindings(cmd)
+			if err != nil {
+				return err
+			}
+			if len(binds) > 1 {
 				return exit.Usagef("--bind: discovery uses one path: give it once")
 			}
-			return run(cmd.Context(), f, opts)
+			return run(cmd.Context(), f, opts, portals, append(binds, attach.Binding{})[0])
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	opts.flags.AddFlags(cmd, 10*time.Second)
-	opts.binds.AddFlag(cmd)
+	opts.portals.AddFlags(cmd, "PORTAL")
+	opts.binds.AddFlags(cmd)
 	exit.Document(cmd, exit.Partial, exit.Auth, exit.Unreachable, exit.Unsupported, exit.Permission)
 	return cmd
 }
@@ -101,14 +104,12 @@ type line struct {
 	Subsystem
 }
 
-func run(ctx context.Context, f *factory.Factory, opts *options) error {
+func run(ctx context.Context, f *factory.Factory, opts *options, portals []attach.Portal, bind attach.Binding) error {
 	o, who, err := opts.flags.Options(f)
 	if err != nil {
 		return err
 	}
-	if len(opts.binds) == 1 {
-		o.Interface, o.Source = opts.binds[0].Interface, opts.binds[0].Source
-	}
+	o.Interface, o.Source = bind.Interface, bind.Source
 	ctx, cancel := opts.flags.Timeout.Context(ctx)
 	defer cancel()
 
@@ -121,7 +122,7 @@ func run(ctx context.Context, f *factory.Factory, opts *options) error {
 	}
 	seen := make(map[any]bool)
 	asked := 0
-	for _, p := range opts.portals {
+	for _, p := range portals {
 		progress := f.IO.StartProgress("asking " + p.String())
 		d, err := host.Discover(ctx, p.Addr, o)
 		progress.Done()

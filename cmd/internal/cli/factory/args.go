@@ -27,9 +27,15 @@ func ExactArgs(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// AtLeastOne asks for one argument or more.
-func AtLeastOne(name string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error { return missing(args, []string{name}) }
+// AtMost takes an argument for each name, or fewer.
+func AtMost(names ...string) cobra.PositionalArgs {
+	exact := ExactArgs(names...)
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return nil
+		}
+		return exact(cmd, args)
+	}
 }
 
 func missing(args, names []string) error {

@@ -9,12 +9,8 @@ import (
 	"net"
 	"os"
 	"syscall"
-	"time"
-
-	"github.com/spf13/cobra"
 
 	"hawser.dev/hawser/attach"
-	"hawser.dev/hawser/attach/hostid"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
 	"hawser.dev/hawser/cmd/internal/cli/output"
@@ -23,50 +19,6 @@ import (
 	"hawser.dev/hawser/nvme/tcp"
 	"hawser.dev/hawser/nvme/wire"
 )
-
-// Flags say how to connect.
-type Flags struct {
-	factory.HostFlags
-	HeaderDigest, DataDigest bool
-	Timeout                  factory.Timeout
-}
-
-// AddFlags defines the flags, with the letters that nvme-cli gives them.
-func (fl *Flags) AddFlags(cmd *cobra.Command, timeout time.Duration) {
-	fl.HostFlags.AddFlags(cmd)
-	cmd.Flags().BoolVarP(&fl.HeaderDigest, "hdr-digest", "g", false, "protect PDU headers by a CRC32C")
-	cmd.Flags().BoolVarP(&fl.DataDigest, "data-digest", "G", false, "protect data by a CRC32C")
-	fl.Timeout.AddFlag(cmd, timeout)
-}
-
-// Options returns the options to connect with, and the identity in them.
-func (fl *Flags) Options(f *factory.Factory) (host.Options, hostid.Identity, error) {
-	i, err := fl.Identity(f)
-	return host.Options{
-		HostNQN: i.NQN, HostID: i.ID,
-		HeaderDigest: fl.HeaderDigest, DataDigest: fl.DataDigest,
-		Logger: f.Logger(),
-	}, i, err
-}
-
-// BindFlag is the flag --bind, repeatable.
-type BindFlag []attach.Binding
-
-// AddFlag defines it.
-func (b *BindFlag) AddFlag(cmd *cobra.Command) {
-	cmd.Flags().Var((*bindValue)(b), "bind", "leave by this `IFACE, ADDRESS or IFACE/ADDRESS`; repeatable, one path for each")
-}
-
-type bindValue BindFlag
-
-func (b *bindValue) Type() string   { return "BINDING" }
-func (b *bindValue) String() string { return "" }
-
-func (b *bindValue) Set(s string) error {
-	v, err := attach.ParseBinding(s)
-	*b = append(*b, v)
-	return err
-}
 
 // Supported refuses what the initiator here cannot reach.
 func Supported(p attach.Portal) error {

@@ -24,8 +24,9 @@ import (
 
 type options struct {
 	spec    attach.Spec
+	target  initiator.TargetFlags
 	portals []string
-	binds   initiator.BindFlag
+	binds   initiator.BindFlags
 	flags   initiator.Flags
 	count   int
 }
@@ -41,9 +42,9 @@ handshake (ICReq), Connect with this host's NQN, initialisation of the controlle
 says which step failed and why, and how long a round trip takes. It changes nothing on either side.`,
 		Example: `  hawser probe nvme://192.0.2.10/nqn.2026-01.org.example:vol1
   hawser probe nvme://192.0.2.10/nqn.2026-01.org.example:vol1 --portal 198.51.100.10 --bind eth1 --bind eth2 -o json`,
-		Args: factory.ExactArgs("TARGET"),
+		Args: factory.AtMost("TARGET"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := opts.complete(args[0]); err != nil {
+			if err := opts.complete(cmd, args); err != nil {
 				return err
 			}
 			return run(cmd.Context(), f, opts)
@@ -51,16 +52,21 @@ says which step failed and why, and how long a round trip takes. It changes noth
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().StringArrayVar(&opts.portals, "portal", nil, "probe this further `PORTAL` of the target too; repeatable")
-	opts.binds.AddFlag(cmd)
+	opts.target.AddFlags(cmd)
+	opts.binds.AddFlags(cmd)
 	cmd.Flags().IntVar(&opts.count, "count", 10, "measure this `NUMBER` of round trips on each path")
 	opts.flags.AddFlags(cmd, 10*time.Second)
 	exit.Document(cmd, exit.Partial, exit.Auth, exit.NotFound, exit.Unreachable, exit.Unsupported, exit.Permission, exit.InUse)
 	return cmd
 }
 
-func (o *options) complete(target string) (err error) {
-	o.spec = attach.Spec{SchemaVersion: attach.SchemaVersion, Bindings: o.binds, HostNQN: o.flags.NQN, HostID: o.flags.ID}
-	if o.spec.Target, err = attach.ParseTarget(target); err != nil {
+func (o *options) complete(cmd *cobra.Command, args []string) error {
+	targets, err := o.target.Targets(cmd, args)
+	if err != nil {
+		return err
+	}
+	o.spec = attach.Spec{SchemaVersion: attach.SchemaVersion, Target: targets[0], HostNQN: o.flags.NQN, HostID: o.flags.ID}
+	if o.spec.Bindings, err = o.binds.Bindings(cmd); err != nil {
 		return err
 	}
 	for _, p := range o.portals {

@@ -12,6 +12,7 @@ import (
 
 	"hawser.dev/hawser/attach"
 	"hawser.dev/hawser/nvme"
+	"hawser.dev/hawser/nvme/wire"
 )
 
 // A trace watches the first connection of an association, the admin queue's, and takes the time of each exchange on it: the first
@@ -73,23 +74,28 @@ type conn struct {
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	c.t.mark(&c.t.sent, false)
+	c.t.mark(&c.t.sent, false, b)
 	return c.Conn.Write(b)
 }
 
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if n > 0 {
-		c.t.mark(&c.t.got, true)
-	}
+	c.t.mark(&c.t.got, true, b[:n])
 	return n, err
 }
 
-// mark takes the time of the first write and of the first read after it.
-func (t *trace) mark(times *[2]time.Time, answer bool) {
+// The PDUs of an exchange: what asks, what answers.
+var asks, answers = [2]wire.PDUType{wire.TypeICReq, wire.TypeCapsuleCmd}, [2]wire.PDUType{wire.TypeICResp, wire.TypeCapsuleResp}
+
+// mark takes the time of what asks in the exchange under way, then of what answers. b begins with a PDU, if anything was sent or came.
+func (t *trace) mark(times *[2]time.Time, answer bool, b []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.at == len(times) || t.waiting != answer {
+	want := asks
+	if answer {
+		want = answers
+	}
+	if t.at == len(times) || t.waiting != answer || len(b) == 0 || b[0] != byte(want[t.at]) {
 		return
 	}
 	times[t.at] = time.Now()
