@@ -32,8 +32,10 @@ const environmentText = `hawser reads these variables:
 
   NO_COLOR         not empty: no colour, unless --color always
   TERM             dumb: no colour, unless --color always
-  XDG_RUNTIME_DIR  below it, in hawser/, are the records and sockets of attachments, for a user who is not root
-                   (root: /run/hawser; without the variable: hawser-UID in the directory for temporary files)
+  HAWSER_STATE_DIR the folder of records, sockets and logs of attachments, and of the control sockets of targets. It must be
+                   the user's own, with mode 0700; it is made where it is missing. Else it is /run/hawser for root
+  XDG_RUNTIME_DIR  below it, in hawser/, is that folder for a user who is not root (without the variable: hawser-UID in
+                   the directory for temporary files)
   XDG_STATE_HOME   below it, in hawser/, is the host identity of a user who is not root (else ~/.local/state)
   TMPDIR           the directory for temporary files (else /tmp)
   NOTIFY_SOCKET    where 'target serve' tells systemd that it is ready`
