@@ -29,7 +29,8 @@ var rootPackages = []string{
 var unusedModules = []string{
 	"sound", "drivers/gpu", "drivers/media", "drivers/net/wireless", "drivers/net/ethernet", "drivers/staging",
 	"drivers/iio", "drivers/hid", "drivers/usb", "drivers/input", "drivers/hwmon", "drivers/platform", "drivers/bluetooth",
-	"drivers/isdn", "drivers/comedi", "drivers/mtd", "drivers/thunderbolt", "drivers/accel", "net/bluetooth", "net/mac80211",
+	"drivers/isdn", "drivers/comedi", "drivers/mtd", "drivers/thunderbolt", "drivers/accel",
+	"drivers/ata", "drivers/watchdog", "drivers/i2c", "drivers/edac", "drivers/parport", "drivers/crypto", "arch/x86/kvm", "net/bluetooth", "net/mac80211",
 }
 
 // bootModules are loaded by the initramfs, their dependencies before them.

@@ -31,6 +31,8 @@ type Options struct {
 	// NICPairs adds pairs of network cards, each pair wired together, so that one of them, moved to a network
 	// namespace, is the far end of a cable that can be cut.
 	NICPairs int
+	// Files of the host, relative to the package's folder, that cases find in guest.Share.
+	Files []string
 	// QEMU holds more of qemu's arguments.
 	QEMU []string
 }

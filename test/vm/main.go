@@ -87,6 +87,15 @@ func runOutside(ctx context.Context, log *slog.Logger, kernels []string, out str
 	if err := copyFile(filepath.Join(share, "bin", "cases"), self); err != nil {
 		return 0, err
 	}
+	for _, path := range opts.Files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return 0, err
+		}
+		if err := os.WriteFile(filepath.Join(share, filepath.Base(path)), data, 0o644); err != nil {
+			return 0, err
+		}
+	}
 	initBinary := filepath.Join(work, "init")
 	for pkg, binary := range map[string]string{
 		"hawser.dev/hawser/test/vm/init": initBinary,

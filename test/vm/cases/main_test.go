@@ -9,4 +9,6 @@ import (
 	"hawser.dev/hawser/test/vm"
 )
 
-func TestMain(m *testing.M) { os.Exit(vm.Main(m)) }
+func TestMain(m *testing.M) {
+	os.Exit(vm.Main(m, vm.Options{Files: []string{"../../../docs/nvmet-differences.md"}}))
+}

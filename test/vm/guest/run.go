@@ -5,7 +5,6 @@ package guest
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -65,17 +64,6 @@ func Run(t testing.TB, name string, args ...string) string {
 		t.Fatalf("%s %s: exit status %d\n%s%s", name, strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
 	}
 	return r.Stdout
-}
-
-// RunJSON runs a command that must succeed and decodes its standard output.
-func RunJSON[T any](t testing.TB, name string, args ...string) T {
-	t.Helper()
-	out := Run(t, name, args...)
-	var v T
-	if err := json.Unmarshal([]byte(out), &v); err != nil {
-		t.Fatalf("%s %s: %v in\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return v
 }
 
 // Modprobe loads kernel modules.

@@ -3,7 +3,6 @@
 package guest
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"net"
@@ -44,11 +43,6 @@ func (t *Target) Addr() string { return net.JoinHostPort(t.Host, t.Port) }
 // Starter starts a target on a free port of host (an address of this guest); cases take one so that they run
 // against both targets. The target ends with the test.
 type Starter func(t testing.TB, host string, exports ...Export) *Target
-
-// Targets are both targets by name.
-func Targets() map[string]Starter {
-	return map[string]Starter{"hawser": Hawser, "nvmet": NVMET}
-}
 
 // NVMET builds a target of the kernel's through configfs, with the kernel's own in-capsule data size.
 func NVMET(t testing.TB, host string, exports ...Export) *Target {
@@ -136,8 +130,7 @@ func HawserArgs(t testing.TB, host string, args ...string) *Target {
 	t.Helper()
 	port := FreePort(t, host)
 	addr := net.JoinHostPort(host, port)
-	cmd := exec.Command(Bin+"/hawser", append([]string{"target", "serve", "--listen", addr,
-		"--control", filepath.Join(t.TempDir(), "control")}, args...)...)
+	cmd := exec.Command(Bin+"/hawser", append([]string{"target", "serve", "--listen", addr, "--control", ControlSocket(t)}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var log lockedBuffer
 	cmd.Stdout, cmd.Stderr = &log, &log
@@ -182,6 +175,14 @@ func HawserArgs(t testing.TB, host string, args ...string) *Target {
 	}
 }
 
+// ControlSocket is a path for a control socket, in a folder that only this user can enter.
+func ControlSocket(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o700))
+	return filepath.Join(dir, "control")
+}
+
 // Stop ends the target now and returns how it ended.
 func (t *Target) Stop() error { return t.exit() }
 
@@ -210,13 +211,4 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
-}
-
-// Lines are the lines of s without their ends.
-func Lines(s string) []string {
-	var lines []string
-	for sc := bufio.NewScanner(strings.NewReader(s)); sc.Scan(); {
-		lines = append(lines, sc.Text())
-	}
-	return lines
 }
