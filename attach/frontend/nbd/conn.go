@@ -81,6 +81,7 @@ func (l *stack) empty() bool { return l.head.Load() == nil }
 // Whoever finds replies to send and the socket not in use sends them.
 type conn struct {
 	srv *Server
+	ln  *net.Listener // that it came from
 	nc  net.Conn
 	t   transport
 
@@ -123,7 +124,6 @@ type conn struct {
 func newConn(srv *Server, nc net.Conn) *conn {
 	c := &conn{
 		srv: srv, nc: nc, t: newTransport(nc),
-		buf:  make([]byte, scanSize),
 		back: make(chan struct{}, 1), wake: make(chan struct{}, 1), quit: make(chan struct{}),
 	}
 	c.complete = c.completed
@@ -133,6 +133,7 @@ func newConn(srv *Server, nc net.Conn) *conn {
 // serve is the life of a connection.
 func (c *conn) serve() {
 	log := c.srv.log.With("client", c.nc.RemoteAddr())
+	c.buf = make([]byte, scanSize)
 	c.nc.SetDeadline(time.Now().Add(c.srv.opts.HandshakeTimeout))
 	at, err := c.handshake()
 	if at == transmission {

@@ -54,7 +54,7 @@ func FuzzConnection(f *testing.F) {
 		s := NewServer(frontendtest.NewVolume(t, testInfo(64<<10), opts...), Options{MaxInFlight: 4, MaxInFlightBytes: 16 << 10})
 		ours, theirs := socketPair(t)
 		c := newConn(s, theirs)
-		s.join(c)
+		s.join(t.Context(), c)
 		ended := make(chan struct{})
 		go func() {
 			c.serve()

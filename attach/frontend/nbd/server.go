@@ -54,7 +54,7 @@ type Server struct {
 	draining atomic.Bool // set once, under mu
 
 	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
+	listeners map[*net.Listener]struct{} // by pointer: a listener may be of a type that can't be a key
 	conns     map[*conn]struct{}
 	clients   int
 	gone      chan struct{} // closed when draining and the last connection has ended
@@ -76,7 +76,7 @@ func NewServer(vol frontend.Volume, opts Options) *Server {
 	opts.MaxInFlightBytes = defaultTo(opts.MaxInFlightBytes, 64<<20)
 	s := &Server{
 		vol: vol, opts: opts, log: opts.Logger,
-		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{},
+		listeners: map[*net.Listener]struct{}{}, conns: map[*conn]struct{}{},
 		gone: make(chan struct{}),
 	}
 	s.info.Store(&info)
@@ -120,32 +120,35 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if err := s.validate(); err != nil {
 		return &Error{"serve", err}
 	}
-	if !s.listen(ln) {
+	if !s.listen(&ln) {
 		return &Error{"serve", errShutdown}
 	}
-	var conns sync.WaitGroup
-	var mine sync.Map
 	stop := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		ln.Close()
-		mine.Range(func(c, _ any) bool {
-			c.(*conn).nc.Close()
-			return true
-		})
+		for c := range s.conns {
+			if c.ln == &ln {
+				c.nc.Close()
+			}
+		}
 	})
 	defer stop()
-	err := s.accept(ctx, ln, func(c *conn) {
-		mine.Store(c, nil)
-		if ctx.Err() != nil {
-			c.nc.Close()
+	var conns sync.WaitGroup
+	err := s.accept(ctx, ln, func(nc net.Conn) {
+		c := newConn(s, nc)
+		if c.ln = &ln; !s.join(ctx, c) {
+			s.log.Warn("nbd: connection refused", "client", nc.RemoteAddr(), "most", s.opts.MaxConns)
+			nc.Close()
+			return
 		}
 		conns.Go(func() {
 			c.serve()
 			s.leave(c)
-			mine.Delete(c)
 		})
 	})
 	s.mu.Lock()
-	delete(s.listeners, ln)
+	delete(s.listeners, &ln)
 	s.mu.Unlock()
 	conns.Wait()
 	if ctx.Err() != nil || s.draining.Load() {
@@ -164,7 +167,7 @@ func (s *Server) validate() error {
 	return nil
 }
 
-func (s *Server) listen(ln net.Listener) bool {
+func (s *Server) listen(ln *net.Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining.Load() {
@@ -175,7 +178,7 @@ func (s *Server) listen(ln net.Listener) bool {
 }
 
 // accept runs start for every connection until accepting fails for good.
-func (s *Server) accept(ctx context.Context, ln net.Listener, start func(*conn)) error {
+func (s *Server) accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
 	const firstPause, longestPause = 5 * time.Millisecond, time.Second
 	pause := firstPause
 	for {
@@ -194,12 +197,7 @@ func (s *Server) accept(ctx context.Context, ln net.Listener, start func(*conn))
 			continue
 		}
 		pause = firstPause
-		if c := newConn(s, nc); s.join(c) {
-			start(c)
-		} else {
-			s.log.Warn("nbd: connection refused", "client", nc.RemoteAddr(), "most", s.opts.MaxConns)
-			nc.Close()
-		}
+		start(nc)
 	}
 }
 
@@ -214,10 +212,10 @@ func passing(err error) bool {
 }
 
 // join counts a connection, or refuses it.
-func (s *Server) join(c *conn) bool {
+func (s *Server) join(ctx context.Context, c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining.Load() || len(s.conns) >= s.opts.MaxConns {
+	if ctx.Err() != nil || s.draining.Load() || len(s.conns) >= s.opts.MaxConns {
 		return false
 	}
 	s.conns[c] = struct{}{}
@@ -293,7 +291,7 @@ func (s *Server) drain() {
 		return
 	}
 	for ln := range s.listeners {
-		ln.Close()
+		(*ln).Close()
 	}
 	for c := range s.conns {
 		c.nc.SetReadDeadline(time.Now()) // wakes its reader
