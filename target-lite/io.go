@@ -229,13 +229,18 @@ func (c *conn) backendError(t *task, r *backend.Request) {
 
 // errnoStatus returns the status for a failed request. As in Linux, what a retry may mend has no DNR.
 func errnoStatus(r *backend.Request) nvme.Status {
+	if errors.Is(r.Err, backend.ErrShrunk) {
+		return nvme.StatusLBAOutOfRange | nvme.StatusDNR
+	}
 	var errno syscall.Errno
 	errors.As(r.Err, &errno)
 	switch errno {
+	case errnoTarget:
+		return nvme.StatusLBAOutOfRange | nvme.StatusDNR
+	case errnoReservation:
+		return nvme.StatusReservationConflict | nvme.StatusDNR
 	case syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
 		return nvme.StatusCapacityExceeded | nvme.StatusDNR
-	case syscall.EREMOTEIO:
-		return nvme.StatusLBAOutOfRange | nvme.StatusDNR
 	case syscall.ENODEV, syscall.ENXIO, syscall.ESTALE:
 		return nvme.StatusNamespaceNotReady | nvme.StatusDNR
 	case syscall.EROFS, syscall.EPERM, syscall.EACCES:
@@ -244,11 +249,9 @@ func errnoStatus(r *backend.Request) nvme.Status {
 		return nvme.StatusInvalidOpcode | nvme.StatusDNR
 	case syscall.EINVAL:
 		return nvme.StatusInvalidField | nvme.StatusDNR
-	case syscall.EBADE:
-		return nvme.StatusReservationConflict | nvme.StatusDNR
 	case syscall.EILSEQ:
 		return nvme.StatusGuardCheck | nvme.StatusDNR
-	case syscall.EIO, syscall.ENODATA, syscall.ETIMEDOUT:
+	case syscall.EIO, errnoMedium, syscall.ETIMEDOUT:
 		if r.Op == backend.OpRead {
 			return nvme.StatusUnrecoveredRead
 		}

@@ -7,6 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// What Linux's block layer says that other systems have no word for (block/blk-core.c, blk_errors).
+const (
+	errnoTarget      = unix.EREMOTEIO
+	errnoReservation = unix.EBADE
+	errnoMedium      = unix.ENODATA
+)
+
 // sendTimeout is how long a host may leave what it was sent unacknowledged, or its receive window closed.
 const sendTimeout = 30 * time.Second
 

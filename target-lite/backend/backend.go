@@ -117,7 +117,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // What a request's Err wraps when the backing is not what it was at Open.
 var (
 	// ErrShrunk is a request beyond the present end of a backing that became smaller.
-	ErrShrunk error = &changedError{"the backing is smaller than it was when opened", syscall.EREMOTEIO}
+	ErrShrunk error = &changedError{"the backing is smaller than it was when opened", errnoShrunk}
 	// ErrVanished is a write to a file that was deleted or replaced: it would be lost with the file.
 	ErrVanished error = &changedError{"the backing file was deleted or replaced", syscall.ENODEV}
 	// ErrClosed is a request on a closed backend.

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errnoShrunk is what Linux's own target takes for a request beyond the end.
+const errnoShrunk = unix.EREMOTEIO
+
 func openPath(ctx context.Context, path string, o Options) (Backend, error) {
 	st, err := os.Stat(path)
 	switch {
