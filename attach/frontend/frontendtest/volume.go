@@ -197,9 +197,9 @@ func (v *Volume) check(r *frontend.Request) error {
 	block := int64(i.BlockSize)
 	switch {
 	case r.Done == nil:
-		return fmt.Errorf("Done is nil")
+		return fmt.Errorf("no Done")
 	case r.Err != nil:
-		return fmt.Errorf("Err is already set: %w", r.Err)
+		return fmt.Errorf("with an error already: %w", r.Err)
 	case r.Op == frontend.OpFlush && (r.Offset != 0 || r.Length != 0):
 		return fmt.Errorf("a flush with a range")
 	case r.Op != frontend.OpFlush && r.Length <= 0, r.Offset < 0, r.Offset > int64(len(v.data))-r.Length:
