@@ -736,9 +736,11 @@ func (q *Queue) dsm(c *Command, ns *Namespace) error {
 	if err != nil {
 		return err
 	}
-	if len(data) != c.DSMRanges()*wire.DSMRangeSize {
+	n := c.DSMRanges() * wire.DSMRangeSize
+	if len(data) < n {
 		return q.Respond(c, nvme.StatusInvalidField|nvme.StatusDNR, 0)
 	}
+	data = data[:n] // Linux always sends room for all ranges
 	blocks := uint64(len(ns.Data) / ns.BlockSize)
 	for ; len(data) > 0; data = data[wire.DSMRangeSize:] {
 		var r wire.DSMRange
