@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"hawser.dev/hawser/cmd/internal/cli/agent"
 	"hawser.dev/hawser/cmd/internal/cli/attach"
@@ -89,8 +90,9 @@ PORTAL is HOST[:PORT]. IPv6 addresses stand in brackets.`,
 	return root
 }
 
-// finish gives commands that only hold others the behaviour of the root.
+// finish gives commands that only hold others the behaviour of the root, and the values of flags their completion.
 func finish(cmd *cobra.Command) {
+	completeFlags(cmd)
 	for _, c := range cmd.Commands() {
 		if c.HasSubCommands() && c.RunE == nil {
 			c.Args, c.RunE = knownVerb, needVerb
@@ -98,6 +100,23 @@ func finish(cmd *cobra.Command) {
 		}
 		finish(c)
 	}
+}
+
+// completeFlags has the shell offer the words that a flag takes, and files only where it takes one.
+func completeFlags(cmd *cobra.Command) {
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if _, ok := cmd.GetFlagCompletionFunc(f.Name); ok {
+			return
+		}
+		complete := cobra.NoFileCompletions
+		if words, ok := f.Value.(interface{ Choices() []string }); ok {
+			complete = cobra.FixedCompletions(words.Choices(), cobra.ShellCompDirectiveNoFileComp)
+		} else if word, _ := pflag.UnquoteUsage(f); strings.Contains("SOCKET FOLDER DEVICE @FILE PATH[,OPTION…]", word) && word != "" {
+			return
+		}
+		// The flag exists and has no function yet, which is all that can be wrong.
+		_ = cmd.RegisterFlagCompletionFunc(f.Name, complete)
+	})
 }
 
 // knownVerb refuses arguments of a command that takes only subcommands: cobra hands it those it does not know.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"hawser.dev/hawser/attach/hostid"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
@@ -65,10 +66,6 @@ func (f *Factory) AddGlobalFlags(root *cobra.Command) {
 	fl.CountVarP(&f.flags.verbose, "verbose", "v", "log what is done to stderr; twice for more")
 	fl.Var(OneOf(&f.flags.logFormat, logs...), "log-format", "log as text or json")
 	fl.Var(OneOf(&f.flags.color, colors...), "color", "colour: auto, always, never")
-	for name, values := range map[string][]string{"output": formats, "log-format": logs, "color": colors} {
-		// The flag was defined above, which is all that can be wrong.
-		_ = root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-	}
 }
 
 // Finalize checks the global flags against each other and makes them count. It runs before each command.
@@ -116,14 +113,13 @@ type choice struct {
 }
 
 // OneOf returns a flag value restricted to values; *p is set to the first of them.
-func OneOf(p *string, values ...string) interface {
-	String() string
-	Set(string) error
-	Type() string
-} {
+func OneOf(p *string, values ...string) pflag.Value {
 	*p = values[0]
 	return &choice{p, values}
 }
+
+// Choices lists the words, for completion.
+func (c *choice) Choices() []string { return c.values }
 
 func (c *choice) String() string { return *c.value }
 func (c *choice) Type() string   { return "WORD" }
