@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -99,9 +98,13 @@ type listedLine struct {
 func list(ctx context.Context, f *factory.Factory, opts *listOptions) error {
 	sockets := []string{opts.control}
 	if opts.control == "" {
-		var err error
-		if sockets, err = findSockets(socketDir(f)); err != nil {
+		found, err := findSockets(socketDir(f))
+		if err != nil {
 			return err
+		}
+		sockets = sockets[:0]
+		for _, pid := range slices.Sorted(maps.Keys(found)) {
+			sockets = append(sockets, found[pid])
 		}
 	}
 	ctx, cancel := opts.timeout.Context(ctx)
@@ -133,23 +136,6 @@ func list(ctx context.Context, f *factory.Factory, opts *listOptions) error {
 		err = errors.Join(err, exit.New(exit.Partial, errors.Join(failed...), ""))
 	}
 	return err
-}
-
-// findSockets lists the sockets in a folder, in the order of process IDs.
-func findSockets(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	var paths []string
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".sock"); ok && e.Type() == fs.ModeSocket {
-			if _, err := strconv.Atoi(name); err == nil {
-				paths = append(paths, filepath.Join(dir, e.Name()))
-			}
-		}
-	}
-	return paths, err
 }
 
 func ask(ctx context.Context, path string) (Target, error) {

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -266,7 +265,8 @@ func inCapsule(n int64) int {
 // listenControl makes the control socket: where it was asked for, or in the runtime folder.
 func listenControl(f *factory.Factory, asked string) (path string, l *net.UnixListener, err error) {
 	if path, err = filepath.Abs(asked); asked == "" {
-		path, err = filepath.Join(socketDir(f), strconv.Itoa(os.Getpid())+".sock"), nil
+		path, err = socketOf(socketDir(f), os.Getpid()), nil
+		sweep(socketDir(f))
 	}
 	if err != nil {
 		return "", nil, err
@@ -275,6 +275,24 @@ func listenControl(f *factory.Factory, asked string) (path string, l *net.UnixLi
 		err = exit.New(exit.InUse, err, "choose another --control, or stop what listens there")
 	}
 	return path, l, err
+}
+
+// sweep removes what targets that were killed left in the folder of sockets: where neither the process lives nor anybody answers.
+func sweep(dir string) {
+	sockets, _ := findSockets(dir)
+	for pid, path := range sockets {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		c, err := control.Dial(ctx, path, service)
+		cancel()
+		if err == nil {
+			c.Close()
+		} else if control.IsDown(err) {
+			os.Remove(path)
+		}
+	}
 }
 
 // announce prints what is exported, and where.

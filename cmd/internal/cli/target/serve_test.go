@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -59,5 +61,30 @@ func TestServeNotifies(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A target that was killed leaves a socket, which the next one removes; that of a live process stays.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []int{dead.Process.Pid, os.Getpid()} {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socketOf(dir, pid), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		l.Close()
+	}
+	if err := os.WriteFile(filepath.Join(dir, "1.txt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sweep(dir)
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 || left[0].Name() != "1.txt" || left[1].Name() != filepath.Base(socketOf(dir, os.Getpid())) {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

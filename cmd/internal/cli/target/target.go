@@ -2,7 +2,12 @@
 package target
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,4 +33,25 @@ const service = "target"
 // socketDir is where targets have their control sockets, named after their process IDs, unless they are told otherwise.
 func socketDir(f *factory.Factory) string {
 	return filepath.Join(volume.StateDir(f), "target")
+}
+
+const socketSuffix = ".sock"
+
+func socketOf(dir string, pid int) string { return filepath.Join(dir, strconv.Itoa(pid)+socketSuffix) }
+
+// findSockets returns process ID → socket of the targets in a folder, the dead ones included.
+func findSockets(dir string) (map[int]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	sockets := make(map[int]string)
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), socketSuffix); ok && e.Type() == fs.ModeSocket {
+			if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
+				sockets[pid] = filepath.Join(dir, e.Name())
+			}
+		}
+	}
+	return sockets, err
 }
