@@ -1,7 +1,9 @@
 package targetlite
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -223,14 +225,13 @@ func (c *conn) Ended(error) {
 // endWaiting completes the matching commands that wait for memory, and tells whether there were any.
 func (c *conn) endWaiting(match func(*task) bool, status nvme.Status) bool {
 	list := c.srv.pool.cancel(func(w *waiter) bool { return w.task.conn == c && match(w.task) })
-	any := list != nil
 	for w := list; w != nil; {
 		next := w.next
 		w.next = nil
 		w.task.complete(status, 0)
 		w = next
 	}
-	return any
+	return list != nil
 }
 
 func (c *conn) abortWaiting(cid uint16) bool {
@@ -325,8 +326,35 @@ func (c *conn) ended(err error) {
 	case err == nil:
 		log.Debug("connection closed by the host")
 	case errors.As(err, &e) && e.FES != 0 && !e.Remote:
-		log.Warn("connection ended: the host broke the protocol", "error", err)
+		c.srv.noise.log(log, slog.LevelWarn, "connection ended: the host broke the protocol", "error", err)
 	default:
-		log.Info("connection ended", "error", err)
+		c.srv.noise.log(log, slog.LevelInfo, "connection ended", "error", err)
 	}
+}
+
+// quiet lets one message a second through: what a host or a broken disk causes again and again must not fill the log.
+type quiet struct {
+	mu      sync.Mutex
+	last    time.Time
+	dropped int
+}
+
+func (q *quiet) log(l *slog.Logger, level slog.Level, msg string, args ...any) {
+	if !l.Enabled(context.Background(), level) {
+		return
+	}
+	q.mu.Lock()
+	now := time.Now()
+	if now.Sub(q.last) < time.Second {
+		q.dropped++
+		q.mu.Unlock()
+		return
+	}
+	dropped := q.dropped
+	q.last, q.dropped = now, 0
+	q.mu.Unlock()
+	if dropped > 0 {
+		args = append(args, "suppressed", dropped)
+	}
+	l.Log(context.Background(), level, msg, args...)
 }

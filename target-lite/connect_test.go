@@ -674,7 +674,7 @@ func TestFloodIsBounded(t *testing.T) {
 
 func TestTooManyConnections(t *testing.T) {
 	cfg := one()
-	cfg.MaxConnections = 3
+	cfg.MaxConnections = 6 // half of them for one address
 	srv := serve(t, cfg)
 	h := nvmetest.ConnectAdmin(t, srv.addr.String(), nvmetest.HostOptions{SubNQN: subNQN})
 	h.ConnectIO(1)

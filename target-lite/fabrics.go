@@ -2,6 +2,7 @@ package targetlite
 
 import (
 	"errors"
+	"log/slog"
 
 	"hawser.dev/hawser/nvme"
 	"hawser.dev/hawser/nvme/wire"
@@ -25,7 +26,7 @@ func (c *conn) fabrics(t *task) {
 	if sqe.FCType() == wire.FCTypeConnect {
 		status, result := c.connect(t)
 		if !status.OK() {
-			c.srv.log.Warn("connect refused", "address", c.nc.RemoteAddr(), "status", status)
+			c.srv.refusals.log(c.srv.log, slog.LevelWarn, "connect refused", "address", c.nc.RemoteAddr(), "status", status, "offset", result)
 			c.ctrl, c.qid = nil, 0
 		}
 		t.complete(status, uint64(result))

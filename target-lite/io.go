@@ -3,6 +3,7 @@ package targetlite
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"syscall"
 
 	"hawser.dev/hawser/nvme"
@@ -222,7 +223,7 @@ func (t *task) nextRange() bool {
 func (c *conn) backendError(t *task, r *backend.Request) {
 	t.ns.errors.Add(1)
 	status := errnoStatus(r)
-	c.srv.log.Error("backend failed", "namespace", t.ns.nsid, "subsystem", c.ctrl.sub.nqn, "backing", t.ns.spec,
+	t.ns.failures.log(c.srv.log, slog.LevelError, "backend failed", "namespace", t.ns.nsid, "subsystem", c.ctrl.sub.nqn, "backing", t.ns.spec,
 		"operation", r.Op, "offset", r.Offset, "length", r.Length, "error", r.Err, "status", status)
 	t.fail(status, noLocation)
 }

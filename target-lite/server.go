@@ -28,14 +28,17 @@ type Server struct {
 	portals     []*portal
 	started     time.Time
 	background  sync.WaitGroup // flushes on shutdown
-	done        chan struct{}  // closed when Serve is over
+	refusals    quiet
+	noise       quiet
+	crowded     quiet
+	done        chan struct{} // closed when Serve is over
 
-	mu       sync.Mutex
-	state    serverState
-	changed  chan struct{} // closed when state changes or the last connection ends
-	conns    map[*conn]struct{}
-	pending  []*conn // before Connect, oldest first
-	lastFull time.Time
+	mu      sync.Mutex
+	state   serverState
+	changed chan struct{} // closed when state changes or the last connection ends
+	conns   map[*conn]struct{}
+	pending []*conn            // before Connect, oldest first
+	count   map[netip.Addr]int // connections by the host's address
 }
 
 // catalog is the subsystems that hosts can find. It is replaced as a whole.
@@ -70,7 +73,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, pool: newPool(cfg.BufferMemory, 2*cfg.MaxTransfer), started: time.Now(),
-		done: make(chan struct{}), changed: make(chan struct{}), conns: map[*conn]struct{}{},
+		done: make(chan struct{}), changed: make(chan struct{}), conns: map[*conn]struct{}{}, count: map[netip.Addr]int{},
 	}
 	cat := &catalog{genctr: 1, byNQN: map[nvme.NQN]*subsystem{}}
 	taken := map[[16]byte]nvme.NQN{}
@@ -358,17 +361,18 @@ func (s *Server) start(nc net.Conn, p *portal) {
 		Handler: c, MaxInCapsule: s.cfg.InCapsule, MaxH2CData: s.cfg.MaxTransfer, MaxTransfer: s.cfg.MaxTransfer,
 		HandshakeTimeout: s.cfg.HandshakeTimeout, Logger: s.log,
 	})
+	from := addrPort(nc.RemoteAddr()).Addr()
 	s.mu.Lock()
-	full := len(s.conns) >= s.cfg.MaxConnections
+	full := len(s.conns) >= s.cfg.MaxConnections || s.count[from] >= max(s.cfg.MaxConnections/2, 1)
 	if full || s.state >= stateDraining {
-		if full && time.Since(s.lastFull) > time.Second {
-			s.lastFull = time.Now()
-			s.log.Error("too many connections, refusing more", "limit", s.cfg.MaxConnections, "address", nc.RemoteAddr())
-		}
 		s.mu.Unlock()
+		if full {
+			s.crowded.log(s.log, slog.LevelError, "too many connections, refusing more", "limit", s.cfg.MaxConnections, "address", nc.RemoteAddr())
+		}
 		stream.Close()
 		return
 	}
+	s.count[from]++
 	if len(s.pending) >= s.cfg.MaxPending {
 		s.evict()
 	}
@@ -383,6 +387,9 @@ func (s *Server) start(nc net.Conn, p *portal) {
 		}
 		s.mu.Lock()
 		delete(s.conns, c)
+		if s.count[from]--; s.count[from] == 0 {
+			delete(s.count, from)
+		}
 		if len(s.conns) == 0 {
 			s.signal()
 		}

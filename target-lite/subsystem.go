@@ -48,6 +48,8 @@ type namespace struct {
 	shift   uint   // block size as a power of two
 	blocks  uint64 // NSZE
 
+	failures quiet
+
 	reads, writes, readBytes, writeBytes, errors atomic.Uint64
 }
 

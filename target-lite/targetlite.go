@@ -37,7 +37,8 @@ type Config struct {
 	// BufferMemory bounds the memory of all data buffers, in bytes. When it is in use, commands wait; one controller gets
 	// at most a quarter of it. 0: an eighth of the machine's memory, but at least 64 MiB and at most 512 MiB.
 	BufferMemory int64
-	// MaxConnections bounds the TCP connections; 0: 16384.
+	// MaxConnections bounds the TCP connections; one address gets at most half of them. 0: as many as an eighth of the
+	// machine's memory can hold, 1024 to 16384.
 	MaxConnections int
 	// MaxPending bounds the connections that have not completed Connect; one more ends the oldest. 0: 1024.
 	MaxPending int
@@ -78,6 +79,7 @@ const (
 	maxCNTLID     = 0xffef
 	maxQueueDepth = 1024
 	maxQueues     = 1024
+	queueMemory   = 384 << 10 // what a connected queue of the default depth takes, buffers aside
 )
 
 // ErrInvalid is a configuration that cannot be.
@@ -102,7 +104,7 @@ func (c *Config) setDefaults() error {
 	orDefault(&c.InCapsule, 16<<10)
 	orDefault(&c.MaxTransfer, 1<<20)
 	orDefault(&c.BufferMemory, defaultBufferMemory())
-	orDefault(&c.MaxConnections, 16384)
+	orDefault(&c.MaxConnections, int(min(max(physicalMemory()/8/queueMemory, 1024), 16384)))
 	orDefault(&c.MaxPending, 1024)
 	orDefault(&c.HandshakeTimeout, 10*time.Second)
 	if c.Logger == nil {
