@@ -43,13 +43,13 @@ type Config struct {
 	Opener Opener
 	// PeerOf says who is at the other end of a unix socket.
 	PeerOf func(*net.UnixConn) (attach.Client, error)
-	Idle   time.Duration // how long an agent that holds nothing waits for its first attachment; 10 s
+	Idle   time.Duration // how long an agent that holds nothing waits for its first attachment; 3 s
 	Logger *slog.Logger  // nil discards
 }
 
 // Bounds of what an agent does by itself.
 const (
-	defaultIdle  = 10 * time.Second
+	defaultIdle  = 3 * time.Second
 	closeTimeout = 5 * time.Second        // for the orderly end of an association
 	cutTimeout   = 500 * time.Millisecond // for the commands of clients that are cut off
 	flushTimeout = 10 * time.Second       // where the caller names none
@@ -299,6 +299,7 @@ func (a *Agent) Detach(ctx context.Context, name string, opts attach.DetachOptio
 	h := a.held[name]
 	a.mu.Unlock()
 	if h == nil {
+		a.endIfEmpty() // it was started for an attach that never came
 		return attach.DetachResult{}, attach.ErrNotAttached
 	}
 	h.stop()

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"hawser.dev/hawser/attach/frontend/nbd"
+)
+
+// patience bounds what a test waits for; nothing that passes comes near it.
+const patience = time.Minute
+
+// TestVolumes runs the scripts on attached volumes. Each has a state folder of its own, whose agents end with it.
+func TestVolumes(t *testing.T) {
+	for tool, pkg := range map[string]string{"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-io": "qemu-utils"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("%s is missing: install %s", tool, pkg)
+		}
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/volume",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "target": startTarget, "stop": stopTarget,
+			"hold": hold, "signal": signalTarget, "killagent": killAgent, "nothing": nothingLeft,
+		},
+		Setup: func(env *testscript.Env) error {
+			for _, v := range []string{"HOME", "TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"} {
+				env.Setenv(v, env.WorkDir)
+			}
+			// Short: sockets are in it.
+			dir, err := os.MkdirTemp("", "hawser")
+			if err != nil {
+				return err
+			}
+			env.Setenv("STATE", filepath.Join(dir, "s"))
+			env.Setenv("HAWSER_STATE_DIR", filepath.Join(dir, "s"))
+			env.Setenv("SOCKETS", "nbd+unix:///?socket="+filepath.Join(dir, "s", "sockets"))
+			env.Values[targetsKey{}] = make(map[string]*target)
+			env.Defer(func() {
+				killAgents(filepath.Join(dir, "s"))
+				os.RemoveAll(dir)
+			})
+			return nil
+		},
+	})
+}
+
+// agentsOf finds the processes of the agents of a state folder, by the arguments they were started with.
+func agentsOf(state string) (pids []int) {
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range procs {
+		b, err := os.ReadFile(path)
+		args := strings.Split(string(b), "\x00")
+		if err != nil || len(args) < 4 || args[1] != "agent" || args[3] != state {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func killAgents(state string) {
+	for _, pid := range agentsOf(state) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// hold NAME connects to the volume's socket as a client, until the script ends.
+func hold(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hold NAME")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := nbd.Dial(ctx, filepath.Join(ts.Getenv("STATE"), "sockets", args[0]), "")
+	ts.Check(err)
+	ts.Defer(func() { c.Close() })
+}
+
+// signal stop|cont TARGET stops a target's process, or lets it go on.
+func signalTarget(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]syscall.Signal{"stop": syscall.SIGSTOP, "cont": syscall.SIGCONT, "kill": syscall.SIGKILL}
+	if neg || len(args) != 2 || signals[args[0]] == 0 {
+		ts.Fatalf("usage: signal stop|cont|kill TARGET")
+	}
+	t := ts.Value(targetsKey{}).(map[string]*target)[args[1]]
+	ts.Check(t.cmd.Process.Signal(signals[args[0]]))
+	if args[0] == "kill" {
+		t.cmd.Wait()
+	}
+}
+
+// killagent worker|monitor VOLUME kills a process of the volume's agent and waits until it is gone.
+func killAgent(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: killagent worker|monitor VOLUME")
+	}
+	var shown struct {
+		Volume struct {
+			Agent struct{ PID, MonitorPID int }
+		}
+	}
+	ts.Check(ts.Exec("hawser", "show", args[1], "-o", "json"))
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &shown))
+	pid := shown.Volume.Agent.PID
+	if args[0] == "monitor" {
+		pid = shown.Volume.Agent.MonitorPID
+	}
+	if pid <= 1 {
+		ts.Fatalf("no %s: %s", args[0], ts.ReadFile("stdout"))
+	}
+	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+	awaitGone(ts.Fatalf, []int{pid})
+}
+
+// awaitGone waits until processes have ended, as zombies at least.
+func awaitGone(fatalf func(string, ...any), pids []int) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		alive := false
+		for _, pid := range pids {
+			b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+			if err == nil {
+				_, after, _ := bytes.Cut(b, []byte(") "))
+				alive = alive || !bytes.HasPrefix(after, []byte("Z"))
+			}
+		}
+		if !alive {
+			return
+		}
+		if time.Now().After(deadline) {
+			fatalf("processes %v go on", pids)
+		}
+	}
+}
+
+// nothing checks that no agent, record, socket or lock is left.
+func nothingLeft(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: nothing")
+	}
+	checkNothingLeft(ts.Fatalf, ts.Getenv("STATE"))
+}
+
+func checkNothingLeft(fatalf func(string, ...any), state string) {
+	awaitGone(fatalf, agentsOf(state))
+	filepath.WalkDir(state, func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(state, path)
+		switch rel {
+		case ".", "records", "locks", "locks/store", "sockets", "agents":
+		default:
+			if !errors.Is(err, fs.ErrNotExist) {
+				fatalf("%s is left", rel)
+			}
+		}
+		return nil
+	})
+}
+
+// TestKilledCommands kills attach and detach at any moment; what they leave must be finished or cleaned up by the next call.
+func TestKilledCommands(t *testing.T) {
+	dir, err := os.MkdirTemp("", "hawser")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(dir, "s")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hawser := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(exe, args...)
+		cmd.Args[0] = "hawser" // as testscript.Main knows it
+		cmd.Env = append(os.Environ(), "HAWSER_STATE_DIR="+state, "HOME="+dir, "XDG_STATE_HOME="+dir, "TMPDIR="+dir)
+		return cmd
+	}
+	served := hawser("target", "serve", "--listen", "127.0.0.1:0", "--export", "mem:a,size=1M,nqn=nqn.2026-01.org.example:a", "--allow-any-host", "-o", "jsonl", "--control", filepath.Join(dir, "c", "t"))
+	out, err := served.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := served.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		served.Process.Kill()
+		served.Wait()
+		killAgents(state)
+		os.RemoveAll(dir)
+	})
+	var doc struct{ Portals []string }
+	if err := json.NewDecoder(out).Decode(&doc); err != nil {
+		t.Fatal(err)
+	}
+	url := "nvme://" + doc.Portals[0] + "/nqn.2026-01.org.example:a"
+	run := func(args ...string) {
+		t.Helper()
+		if b, err := hawser(args...).CombinedOutput(); err != nil {
+			t.Fatalf("hawser %v: %v\n%s", args, err, b)
+		}
+	}
+	begun := time.Now()
+	run("attach", url)
+	whole := time.Since(begun) // of one attach, roughly
+	run("detach", url)
+	for i := range 12 {
+		verb := "attach"
+		if i%2 == 1 {
+			run("attach", url)
+			verb = "detach"
+		}
+		cmd := hawser(verb, url)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		kill := time.AfterFunc(time.Duration(rand.Int64N(int64(whole))), func() { cmd.Process.Kill() })
+		cmd.Wait()
+		kill.Stop()
+		if i%4 < 2 {
+			run("attach", url)
+			run("list")
+		}
+		run("detach", url)
+		// An agent that was started for nothing, or lost its caller, ends by itself.
+		checkNothingLeft(t.Fatalf, state)
+	}
+}
