@@ -1,11 +1,15 @@
 package nvmetest_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"os"
 	"testing"
 	"time"
 
+	"hawser.dev/hawser/nvme"
+	"hawser.dev/hawser/nvme/host"
 	"hawser.dev/hawser/nvme/nvmetest"
 	"hawser.dev/hawser/nvme/wire"
 )
@@ -67,6 +71,72 @@ func FuzzTargetCommands(f *testing.F) {
 		}
 		if n := s.Status().Connections; n > 64 {
 			t.Fatalf("%d connections are left", n)
+		}
+	})
+}
+
+// FuzzHostData answers every Identify and Get Log Page of our host with any data: it must come to an end, with an
+// error or without.
+func FuzzHostData(f *testing.F) {
+	id := wire.IdentifyController{CNTLID: 1, SUBNQN: testNQN, SGLS: 1, IOCCSZ: 260, IORCSZ: 1, KAS: 1, MDTS: 255, NN: 1 << 31}
+	ns := wire.IdentifyNamespace{NSZE: 1 << 62, NCAP: 1 << 62, FLBAS: 0xff, NOIOB: 0xffff}
+	ns.LBAF[63].DS = 9
+	f.Add(id.AppendTo(nil), ns.AppendTo(nil), (&wire.NamespaceDescriptors{HasCSI: true, CSI: 2}).AppendTo(nil), (&wire.NamespaceList{1, 2}).AppendTo(nil))
+	f.Add(id.AppendTo(nil), (&wire.IdentifyNamespace{}).AppendTo(nil), []byte{3, 16}, bytes.Repeat([]byte{1}, 4096))
+	f.Add([]byte{}, []byte{}, []byte{}, []byte{})
+	f.Add([]byte{}, []byte{}, []byte{}, nvmetest.DiscoveryLog(7, someEntries(3)))
+	f.Fuzz(func(t *testing.T, ctrl, nspace, descs, list []byte) {
+		answer := func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+			var data []byte
+			switch {
+			case cmd.Fabrics() || q.QID != 0:
+				return false
+			case cmd.Opcode == wire.OpGetLogPage:
+				p := cmd.GetLogPage()
+				data = list[min(p.Offset, uint64(len(list))):]
+			case cmd.Opcode != wire.OpIdentify:
+				return false
+			case cmd.CNS() == wire.CNSController && len(ctrl) > 0:
+				data = ctrl
+			case cmd.CNS() == wire.CNSNamespace:
+				data = nspace
+			case cmd.CNS() == wire.CNSNamespaceDescriptors:
+				data = descs
+			case cmd.CNS() == wire.CNSActiveNamespaces:
+				data = list
+			default:
+				return false
+			}
+			whole := make([]byte, min(cmd.SGL.Length, 1<<20))
+			copy(whole, data)
+			q.SendData(cmd, whole)
+			return true
+		}
+		for _, nqn := range []nvme.NQN{testNQN, nvme.DiscoveryNQN} {
+			c := nvmetest.NewController(t, nqn)
+			c.OnCommand = answer
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			o := host.Options{Queues: 1, Dial: c.Dial, KeepAlive: -1}
+			ctl, err := host.Connect(ctx, nvme.Addr{Host: "pipe"}, nqn, o)
+			if err == nil {
+				if nqn.Discovery() {
+					ctl.DiscoveryLog(ctx)
+				} else {
+					ctl.Namespaces(ctx)
+					if n, err := ctl.Open(ctx, 1); err == nil {
+						if n.Size < 0 || n.BlockSize < 512 || n.Size%int64(n.BlockSize) != 0 {
+							t.Errorf("%+v", n.NamespaceInfo)
+						}
+						n.ReadAt(make([]byte, n.BlockSize), 0)
+					}
+				}
+				ctl.Close(ctx)
+			}
+			if ctx.Err() != nil {
+				t.Errorf("no end: %v", err)
+			}
+			cancel()
+			c.Stop()
 		}
 	})
 }
