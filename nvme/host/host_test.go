@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -237,5 +239,26 @@ func TestCancelledConnect(t *testing.T) {
 	_, err := host.Connect(ctx, nvme.Addr{Host: "scripted"}, subsystem, host.Options{Dial: c.Dial})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
+	}
+}
+
+// TestBinding: every connection leaves by the interface and the source address asked for.
+func TestBinding(t *testing.T) {
+	c := nvmetest.NewController(t, subsystem)
+	addr := c.Start()
+	ctl, err := host.Connect(t.Context(), addr, subsystem, host.Options{Interface: "lo", Source: netip.MustParseAddr("127.0.0.9"), TOS: 0x10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctl.Close(t.Context())
+	if got := ctl.LocalAddr().(*net.TCPAddr).IP.String(); got != "127.0.0.9" {
+		t.Errorf("local address %s, want 127.0.0.9", got)
+	}
+	openNamespace(t, ctl)
+	for _, o := range []host.Options{{Interface: "nosuch0"}, {Source: netip.MustParseAddr("192.0.2.1")}} {
+		if c, err := host.Connect(t.Context(), addr, subsystem, o); err == nil {
+			c.Close(t.Context())
+			t.Errorf("connected with %+v", o)
+		}
 	}
 }
