@@ -1,0 +1,5 @@
+//go:build race
+
+package userdriver
+
+const raceEnabled = true
