@@ -48,8 +48,10 @@ func newFDStream(conn rawConn) (Stream, error) {
 		return nil, err
 	}
 	s := &fdStream{conn: conn, rc: rc}
-	s.rd.fn = s.read
-	s.wr.fn = s.write
+	s.rd.fn = func(fd uintptr) bool { return s.rd.try(fd, unix.SYS_RECVFROM, unix.SYS_READV, unix.MSG_DONTWAIT) }
+	s.wr.fn = func(fd uintptr) bool {
+		return s.wr.try(fd, unix.SYS_SENDTO, unix.SYS_WRITEV, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}
 	if t, ok := conn.(*net.TCPConn); ok {
 		if err := t.SetNoDelay(true); err != nil {
 			return nil, err
@@ -80,37 +82,16 @@ func (c *iocall) clear() {
 	}
 }
 
-func (s *fdStream) read(fd uintptr) bool {
-	c := &s.rd
+// try makes one call, by the system call for one buffer or that for several.
+// It is false when the poller is to wait.
+func (c *iocall) try(fd, one, several, flags uintptr) bool {
 	for {
 		var n uintptr
 		var e syscall.Errno
 		if c.n == 1 {
-			n, _, e = unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(c.iov[0].Base)), uintptr(c.iov[0].Len), unix.MSG_DONTWAIT, 0, 0)
+			n, _, e = unix.RawSyscall6(one, fd, uintptr(unsafe.Pointer(c.iov[0].Base)), uintptr(c.iov[0].Len), flags, 0, 0)
 		} else {
-			n, _, e = unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&c.iov[0])), uintptr(c.n))
-		}
-		switch e {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			c.errno = e
-			return !c.wait
-		}
-		c.done, c.errno = int(n), e
-		return true
-	}
-}
-
-func (s *fdStream) write(fd uintptr) bool {
-	c := &s.wr
-	for {
-		var n uintptr
-		var e syscall.Errno
-		if c.n == 1 {
-			n, _, e = unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(c.iov[0].Base)), uintptr(c.iov[0].Len), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-		} else {
-			n, _, e = unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&c.iov[0])), uintptr(c.n))
+			n, _, e = unix.RawSyscall(several, fd, uintptr(unsafe.Pointer(&c.iov[0])), uintptr(c.n))
 		}
 		switch e {
 		case unix.EINTR:
