@@ -35,7 +35,7 @@ type target struct {
 func serve(t testing.TB) *target {
 	t.Helper()
 	memory := func(name string) []targetlite.Namespace {
-		b, err := backend.Open(t.Context(), "mem:"+t.Name()+name, backend.Options{Size: volumeSize})
+		b, err := backend.Open(t.Context(), "mem:"+name, backend.Options{Size: volumeSize})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func serve(t testing.TB) *target {
 	}
 	s, err := targetlite.New(targetlite.Config{
 		Subsystems: []targetlite.Subsystem{
-			{NQN: testNQN, AllowAnyHost: true, Namespaces: memory("")},
+			{NQN: testNQN, AllowAnyHost: true, Namespaces: memory("public")},
 			{NQN: privateNQN, Hosts: []nvme.NQN{friendNQN}, Namespaces: memory("private")},
 		},
 		Portals:   []nvme.Addr{{Host: "127.0.0.1", Service: "0"}},
