@@ -38,7 +38,7 @@ type share struct{ used atomic.Int64 }
 
 // waiter is a command that waits for a buffer.
 type waiter struct {
-	size    int // of its class
+	n, size int // what it wants, and the size of that class
 	share   *share
 	task    *task
 	granted func(buf []byte) // called once, on a goroutine of the pool's
@@ -156,7 +156,7 @@ func (p *pool) put(buf []byte, s *share) {
 // wait returns.
 func (p *pool) wait(w *waiter, n int, s *share) {
 	p.mu.Lock()
-	w.size, w.share, w.next = p.class(n).size, s, nil
+	w.n, w.size, w.share, w.next = n, p.class(n).size, s, nil
 	if p.tail == nil {
 		p.head = w
 	} else {
@@ -231,7 +231,7 @@ func (p *pool) drain() {
 				buf = newBuffer(c.size)
 			}
 			w.share.used.Add(int64(c.size))
-			grants = append(grants, grant{w, buf})
+			grants = append(grants, grant{w, buf[:w.n]})
 			return true
 		})
 		p.full.Store(full)

@@ -716,7 +716,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		h := nvmetest.ConnectAdmin(t, srv.addr.String(), nvmetest.HostOptions{SubNQN: subNQN})
 		s := stream{h.ConnectIO(1), map[uint16]int{}}
 		for range 16 {
-			s.cids[s.q.SendTransport(wire.ReadCmd(1, 0, 128, 0), 64<<10)] = 64 << 10
+			s.cids[s.q.SendTransport(wire.ReadCmd(1, 0, 96, 0), 48<<10)] = 48 << 10
 		}
 		streams = append(streams, s)
 	}
@@ -738,13 +738,15 @@ func TestMemoryIsBounded(t *testing.T) {
 		for len(s.cids) > 0 {
 			p := s.q.Read()
 			if p.Type == wire.TypeC2HData {
+				s.cids[binary.LittleEndian.Uint16(p.Raw[8:])] -= len(p.Data)
 				continue
 			}
-			cid := binary.LittleEndian.Uint16(p.Raw[20:])
-			if _, ok := s.cids[cid]; !ok {
-				t.Fatalf("answer to %#x", cid)
+			var c wire.Completion
+			c.Parse(p.Spec())
+			if left, ok := s.cids[c.CID]; !ok || left != 0 || !c.Status.OK() {
+				t.Fatalf("answer to %#x: %v, %d bytes are missing", c.CID, c.Status, left)
 			}
-			delete(s.cids, cid)
+			delete(s.cids, c.CID)
 		}
 	}
 }
