@@ -33,6 +33,7 @@ type NamespaceInfo struct {
 	CanDeallocate  bool
 	CanCompare     bool
 	ReadsZeroes    bool // deallocated blocks read as zeros
+	unmaps         bool // write zeroes may deallocate
 }
 
 // NSIDs returns the active namespaces in ascending order.
@@ -99,6 +100,7 @@ func (c *Controller) Namespace(ctx context.Context, nsid uint32) (NamespaceInfo,
 	n.CanDeallocate = c.id.ONCS&wire.ONCSDSM != 0
 	n.CanCompare = c.id.ONCS&wire.ONCSCompare != 0
 	n.ReadsZeroes = id.DLFEAT&7 == wire.DLFEATZeroes
+	n.unmaps = n.ReadsZeroes && id.DLFEAT&wire.DLFEATWriteZeroes != 0
 	if c.vs >= wire.NewVersion(1, 3, 0) {
 		if _, err := c.Admin(ctx, "identify namespace descriptors", wire.IdentifyCmd(wire.CNSNamespaceDescriptors, nsid, 0, 0), b); err != nil {
 			return n, err
@@ -321,7 +323,7 @@ func (n *Namespace) command(p *part, off, length int64) {
 	case OpCompare:
 		p.Cmd = wire.CompareCmd(n.NSID, slba, blocks, 0)
 	case OpWriteZeroes:
-		if o.MayUnmap {
+		if o.MayUnmap && n.unmaps {
 			control |= wire.ControlDEAC
 		}
 		p.Cmd = wire.WriteZeroesCmd(n.NSID, slba, blocks, control)
