@@ -225,3 +225,23 @@ func TestCheck(t *testing.T) {
 		})
 	}
 }
+
+// Whatever is in the files, there is a valid identity or an error that names a file.
+func FuzzLoad(f *testing.F) {
+	f.Add(nqnA, uuidA, strings.Repeat("a1", 16))
+	f.Add(nqnX+"\r\n", "", "")
+	f.Add("", "\x00", "uninitialized")
+	f.Fuzz(func(t *testing.T, nqn, id, machine string) {
+		s := tree(t, 1000, map[string]string{"/etc/nvme/hostnqn": nqn, "/etc/nvme/hostid": id, "/etc/machine-id": machine})
+		i, err := s.Load()
+		if err != nil {
+			if !errors.As(err, new(*Error)) {
+				t.Errorf("untyped: %v", err)
+			}
+			return
+		}
+		if ValidHost(i.NQN) != nil || i.ID.IsZero() || i.NQNSource == "" || i.IDSource == "" {
+			t.Errorf("%+v", i)
+		}
+	})
+}

@@ -13,28 +13,42 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 )
 
-// files returns folder → file name → contents.
-func files() map[string]map[string][]byte {
-	return map[string]map[string][]byte{"completions": scripts(), "docs/man": pages()}
+// folders hold nothing but files that are made here.
+var folders = []string{"completions", "docs/man"}
+
+// files returns path below the top of the source tree → contents.
+func files() map[string][]byte {
+	files := map[string][]byte{"docs/exit-codes.md": codes()}
+	scripts(files)
+	pages(files)
+	return files
 }
 
-// scripts returns the completion scripts, each under the name its shell looks for.
-func scripts() map[string][]byte {
+// codes writes the table of exit codes.
+func codes() []byte {
+	var b bytes.Buffer
+	b.WriteString("# Exit codes\n\nA script may rely on these. Where several causes come together, 9 comes first. A later version may add codes: take an\n" +
+		"unknown one for a failure.\n\n| code | meaning | causes |\n|--:|---|---|\n")
+	for _, e := range exit.Table() {
+		fmt.Fprintf(&b, "| %d | %s | %s |\n", e.Code, e.Meaning, e.Causes)
+	}
+	return b.Bytes()
+}
+
+// scripts adds the completion scripts, each under the name its shell looks for.
+func scripts(files map[string][]byte) {
 	names := map[string]string{"bash": "hawser.bash", "zsh": "_hawser", "fish": "hawser.fish", "powershell": "hawser.ps1"}
-	files := make(map[string][]byte)
 	for _, shell := range completion.Shells() {
 		var b bytes.Buffer
 		if err := completion.Write(cli.Root(), &b, shell); err != nil {
 			panic(err) // the shells are completion's own
 		}
-		files[names[shell]] = b.Bytes()
+		files["completions/"+names[shell]] = b.Bytes()
 	}
-	return files
 }
 
-// pages returns a man page for every command and topic that help shows.
-func pages() map[string][]byte {
-	files := make(map[string][]byte)
+// pages adds a man page for every command and topic that help shows.
+func pages(files map[string][]byte) {
 	var visit func(*cobra.Command)
 	visit = func(c *cobra.Command) {
 		if c.Hidden {
@@ -44,13 +58,12 @@ func pages() map[string][]byte {
 		if c.IsAdditionalHelpTopicCommand() {
 			section = "7"
 		}
-		files[pageName(c)+"."+section] = page(c, section)
+		files["docs/man/"+pageName(c)+"."+section] = page(c, section)
 		for _, sub := range c.Commands() {
 			visit(sub)
 		}
 	}
 	visit(cli.Root())
-	return files
 }
 
 func pageName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }

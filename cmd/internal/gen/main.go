@@ -1,4 +1,4 @@
-// Command gen writes what is made from the tree of commands, the completion scripts and the man pages:
+// Command gen writes what is made from the tree of commands, the completion scripts, the man pages and the table of exit codes:
 //
 //	go run ./cmd/internal/gen
 //
@@ -18,9 +18,10 @@ func main() {
 	}
 }
 
-// generate writes the files below top, and removes those that are no longer made.
+// generate writes the files below top, and removes those in folders of its own that are no longer made.
 func generate(top string) error {
-	for folder, files := range files() {
+	made := files()
+	for _, folder := range folders {
 		dir := filepath.Join(top, folder)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -30,16 +31,16 @@ func generate(top string) error {
 			return err
 		}
 		for _, e := range have {
-			if _, ok := files[e.Name()]; !ok {
+			if _, ok := made[folder+"/"+e.Name()]; !ok {
 				if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 					return err
 				}
 			}
 		}
-		for name, text := range files {
-			if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
-				return err
-			}
+	}
+	for name, text := range made {
+		if err := os.WriteFile(filepath.Join(top, name), text, 0o644); err != nil {
+			return err
 		}
 	}
 	return nil

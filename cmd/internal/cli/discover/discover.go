@@ -62,7 +62,7 @@ PORTAL is HOST[:PORT], with an IPv6 address in brackets. Without a port, 8009 is
 	opts.flags.AddFlags(cmd, 10*time.Second)
 	opts.portals.AddFlags(cmd, "PORTAL")
 	opts.binds.AddFlags(cmd)
-	exit.Document(cmd, exit.Partial, exit.Auth, exit.Unreachable, exit.Unsupported, exit.Permission)
+	exit.Document(cmd, exit.Partial, exit.Auth, exit.NotFound, exit.Unreachable, exit.Unsupported, exit.Permission, exit.InUse)
 	return cmd
 }
 

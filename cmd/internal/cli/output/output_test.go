@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 type doc struct {
@@ -81,4 +82,17 @@ func TestVersion(t *testing.T) {
 	if err := v.UnmarshalJSON([]byte("2")); err == nil || !strings.Contains(err.Error(), "2") {
 		t.Errorf("version 2: %v", err)
 	}
+}
+
+// Whatever a target calls itself, a terminal sees only what can be printed.
+func FuzzSafe(f *testing.F) {
+	for _, s := range []string{"nqn.2026-01.org.example:ü", "\x1b[31mred\x1b[0m", "\x1b]0;title\a", "\xff\xfe", "\u202e", "a\r\nb"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := Palette{}.Safe(s)
+		if i := strings.IndexFunc(got, func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 {
+			t.Errorf("%q became %q", s, got)
+		}
+	})
 }

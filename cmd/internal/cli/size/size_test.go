@@ -27,3 +27,14 @@ func TestFormat(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"0", "1.5G", "10GiB", "8E", "9223372036854775807", "0.0000000000001E", "K"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, err := Parse(s); err == nil && (n < 0 || Format(n) == "") {
+			t.Errorf("%q: %d", s, n)
+		}
+	})
+}

@@ -164,3 +164,33 @@ func TestNotify(t *testing.T) {
 		t.Error("told nobody, and did not notice")
 	}
 }
+
+func FuzzParseExport(f *testing.F) {
+	for _, s := range []string{`/a\,b,shared`, "mem:a,size=64M,block=4096", "x,nqn=" + testNQN + ",nsid=1,uuid=" + testUUID, "x,size=0.3K", ",", "x,,", `\`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		e, err := parseExport(s)
+		if err != nil {
+			return
+		}
+		if e.path == "" || e.size < 0 || e.nsid == 0xffffffff || e.block != 0 && e.block != 512 && e.block != 4096 || e.nqn != "" && e.nqn.Validate() != nil {
+			t.Errorf("%q: %+v", s, e)
+		}
+	})
+}
+
+func FuzzParseListen(f *testing.F) {
+	for _, s := range []string{"127.0.0.1", "[::]:0", "[fe80::1%eth0]:65535", "[", "1.2.3.4:", ":1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := parseListen(s)
+		if err != nil {
+			return
+		}
+		if again, err := parseListen(a.String()); err != nil || again != a {
+			t.Errorf("%q: %s reads as %s, %v", s, a, again, err)
+		}
+	})
+}

@@ -35,6 +35,7 @@ type serveOptions struct {
 	spin         time.Duration
 	inCapsule    int64
 	drain        time.Duration
+	check        bool
 }
 
 func newServe(f *factory.Factory) *cobra.Command {
@@ -77,6 +78,7 @@ authentication trusts the name that a host gives itself.`,
 	fl.Var((*spinValue)(&opts.spin), "spin", "let idle queues poll for this `DURATION` before they sleep, or forever: faster, for a processor each")
 	opts.inCapsule = 16 << 10
 	fl.Var((*sizeValue)(&opts.inCapsule), "in-capsule", "take up to `SIZE` bytes of write data within a command; 0 none")
+	fl.BoolVar(&opts.check, "check", false, "open the exports and bind the portals, say what would be exported, and end; a file to be made is removed again")
 	fl.DurationVar(&opts.drain, "drain-timeout", 10*time.Second, "when told to stop, cut off after this `DURATION` what has not finished")
 	exit.Document(cmd, exit.Unreachable, exit.Permission, exit.InUse)
 	return cmd
@@ -98,6 +100,7 @@ type Volume struct {
 // Served is what 'target serve' prints when hosts can connect.
 type Served struct {
 	output.Header
+	Check   bool     `json:"check,omitempty"` // nothing is exported, it would be
 	PID     int      `json:"pid"`
 	Control string   `json:"control,omitempty"` // socket
 	Portals []string `json:"portals"`
@@ -141,6 +144,10 @@ func serve(ctx context.Context, f *factory.Factory, opts *serveOptions) error {
 	if err != nil {
 		return err
 	}
+	if opts.check {
+		defer undo()
+		return announce(f, srv.Status(), "", true)
+	}
 	socket, listener, err := listenControl(f, opts.control)
 	if err != nil {
 		if opts.control != "" {
@@ -167,7 +174,7 @@ func serve(ctx context.Context, f *factory.Factory, opts *serveOptions) error {
 		}()
 		defer func() { stop(); <-done }()
 	}
-	printErr := announce(f, srv.Status(), socket)
+	printErr := announce(f, srv.Status(), socket, false)
 	if printErr == nil {
 		if err := notify(f.IO.Env("NOTIFY_SOCKET"), "READY=1"); err != nil {
 			log.Warn("systemd was not told that the target is ready", "err", err)
@@ -296,18 +303,22 @@ func sweep(dir string) {
 }
 
 // announce prints what is exported, and where.
-func announce(f *factory.Factory, st targetlite.Status, socket string) error {
-	doc := Served{PID: os.Getpid(), Control: socket, Portals: st.Portals, Volumes: volumes(st)}
+func announce(f *factory.Factory, st targetlite.Status, socket string, check bool) error {
+	doc := Served{Check: check, PID: os.Getpid(), Control: socket, Portals: st.Portals, Volumes: volumes(st)}
 	return f.Printer().Print(output.View{Doc: doc, Text: func(t *output.Text) error {
+		listening, exporting := "listening on", "exporting"
+		if check {
+			listening, exporting = "would listen on", "would export"
+		}
 		for _, p := range doc.Portals {
-			t.Printf("listening on %s\n", p)
+			t.Printf("%s %s\n", listening, p)
 		}
 		for _, v := range doc.Volumes {
 			where := v.URL
 			if where == "" {
 				where = fmt.Sprintf("%s nsid=%d", v.Target, v.NSID)
 			}
-			t.Printf("exporting %s, %s, as %s\n", t.Safe(v.Backing), size.Format(v.Size), t.Bold(where))
+			t.Printf("%s %s, %s, as %s\n", exporting, t.Safe(v.Backing), size.Format(v.Size), t.Bold(where))
 		}
 		return nil
 	}})
