@@ -727,14 +727,20 @@ func (m *Manager) look(ctx context.Context, r *Record) Volume {
 	if err == nil {
 		st, err = d.Status(ctx, r)
 	}
+	state := PathUnknown
 	switch {
 	case err == nil:
-		v.see(st)
 	case errors.Is(err, ErrNotAttached):
-		v.State = VolumeDead
+		v.State, state = VolumeDead, PathDead
 		v.Warning = "what held it is gone: attach it again, or detach it"
 	default:
 		v.State, v.Warning = VolumeUnknown, err.Error()
+	}
+	for _, p := range r.Paths {
+		v.Paths = append(v.Paths, Path{Portal: p.Portal.String(), Binding: p.Binding.String(), State: state})
+	}
+	if err == nil {
+		v.see(st)
 	}
 	if r.State != StateAttached {
 		v.State = string(r.State)

@@ -60,6 +60,7 @@ const (
 	PathLive       = "live"
 	PathConnecting = "connecting"
 	PathDead       = "dead"
+	PathUnknown    = "unknown"
 )
 
 // Path is one path of an attachment as it is now.
