@@ -22,6 +22,7 @@ import (
 	"hawser.dev/hawser/attach/frontend/nbd"
 	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/cli/factory"
+	"hawser.dev/hawser/cmd/internal/cli/iostreams"
 	"hawser.dev/hawser/cmd/internal/cli/output"
 	"hawser.dev/hawser/cmd/internal/cli/size"
 	"hawser.dev/hawser/cmd/internal/cli/volume"
@@ -93,6 +94,8 @@ type demo struct {
 	undo  []func(context.Context) error // in the order to be undone, last first
 	start time.Time
 
+	progress *iostreams.Progress // of the step under way
+
 	dir, file string
 	hostNQN   nvme.NQN
 	hostID    nvme.UUID
@@ -118,7 +121,7 @@ func run(ctx context.Context, f *factory.Factory, opts *options) error {
 	d.doc.OK, d.doc.Milliseconds = err == nil, ms(time.Since(d.start))
 	if d.live {
 		if err == nil {
-			fmt.Fprintf(f.IO.Out, "done in %.2f s, nothing is left\n", time.Since(d.start).Seconds())
+			_, err = fmt.Fprintf(f.IO.Out, "done in %.2f s, nothing is left\n", time.Since(d.start).Seconds())
 		}
 		return err
 	}
@@ -171,26 +174,22 @@ func (d *demo) step(ctx context.Context, name string, do func(context.Context) (
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	progress := d.f.IO.StartProgress(name)
+	d.progress = d.f.IO.StartProgress(name)
 	begin := time.Now()
 	what, err := do(ctx)
 	took := time.Since(begin)
-	progress.Done()
+	d.progress.Done()
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	d.doc.Steps = append(d.doc.Steps, Step{Name: name, Milliseconds: ms(took), What: what})
-	if d.live {
-		c := output.NewPalette(d.f.IO.ColorOut())
-		for i, line := range strings.Split(what, "\n") {
-			if i == 0 {
-				fmt.Fprintf(d.f.IO.Out, "%s %7.1f ms  %s\n", c.Bold(fmt.Sprintf("%-9s", name)), ms(took), line)
-			} else {
-				fmt.Fprintf(d.f.IO.Out, "%*s%s\n", 22, "", line)
-			}
-		}
+	if !d.live {
+		return nil
 	}
-	return nil
+	name = output.NewPalette(d.f.IO.ColorOut()).Bold(fmt.Sprintf("%-9s", name))
+	// Further lines stand below the first.
+	_, err = fmt.Fprintf(d.f.IO.Out, "%s %7.1f ms  %s\n", name, ms(took), strings.ReplaceAll(what, "\n", fmt.Sprintf("\n%22s", "")))
+	return err
 }
 
 // takeDown undoes what is still there, last first.
@@ -342,6 +341,7 @@ func (d *demo) write(ctx context.Context) (string, error) {
 	begin := time.Now()
 	b, data := make([]byte, chunk), d.data()
 	for off := int64(0); off < volumeSize; off += chunk {
+		d.progress.Bar("write", off, volumeSize)
 		if _, err := io.ReadFull(data, b); err != nil {
 			return "", err
 		}
@@ -369,6 +369,7 @@ func (d *demo) verify(ctx context.Context) (string, error) {
 	begin := time.Now()
 	want, got, data := make([]byte, chunk), make([]byte, chunk), d.data()
 	for off := int64(0); off < volumeSize; off += chunk {
+		d.progress.Bar("verify", off, volumeSize)
 		if _, err := io.ReadFull(data, want); err != nil {
 			return "", err
 		}

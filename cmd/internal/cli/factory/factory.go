@@ -25,9 +25,6 @@ import (
 type Factory struct {
 	IO iostreams.Streams
 
-	// Executable returns the path of this program, for what runs it again in the background.
-	Executable func() (string, error)
-
 	// HostIDs finds the identity of the user who calls.
 	HostIDs func() *hostid.Store
 
@@ -45,9 +42,8 @@ type globalFlags struct {
 // New returns the Factory of a process.
 func New(streams iostreams.Streams) *Factory {
 	return &Factory{
-		IO:         streams,
-		Executable: os.Executable,
-		HostIDs:    func() *hostid.Store { return hostid.New(os.Geteuid(), streams.LookupEnv) },
+		IO:      streams,
+		HostIDs: func() *hostid.Store { return hostid.New(os.Geteuid(), streams.LookupEnv) },
 	}
 }
 
@@ -148,9 +144,6 @@ func (t *Timeout) Context(ctx context.Context) (context.Context, context.CancelF
 	}
 	return context.WithTimeoutCause(ctx, t.d, &TimeoutError{t.d})
 }
-
-// Duration returns the timeout, 0 for none.
-func (t *Timeout) Duration() time.Duration { return t.d }
 
 // TimeoutError is the cause of a context that a Timeout ended.
 type TimeoutError struct{ After time.Duration }

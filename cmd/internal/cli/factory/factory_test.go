@@ -22,8 +22,8 @@ func TestTimeout(t *testing.T) {
 				t.Errorf("%q was taken", bad)
 			}
 		}
-		if limit.Duration() != 10*time.Second {
-			t.Errorf("default is %v", limit.Duration())
+		if got := cmd.Flags().Lookup("timeout").DefValue; got != "10s" {
+			t.Errorf("default is %s", got)
 		}
 		if err := cmd.Flags().Set("timeout", "2s"); err != nil {
 			t.Fatal(err)

@@ -55,8 +55,7 @@ func (s *Streams) Env(key string) string {
 	return v
 }
 
-// OutIsTerminal and ErrIsTerminal say whether a person is looking at the stream.
-func (s *Streams) OutIsTerminal() bool { return s.outTTY }
+// ErrIsTerminal says whether a person is looking at Err.
 func (s *Streams) ErrIsTerminal() bool { return s.errTTY }
 
 // ColorMode is the value of --color.

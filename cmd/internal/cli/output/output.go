@@ -73,9 +73,6 @@ func NewPrinter(w io.Writer, format Format, color bool) *Printer {
 	return &Printer{w: w, format: format, color: color}
 }
 
-// Format returns what the Printer prints.
-func (p *Printer) Format() Format { return p.format }
-
 // Print prints a result. It is written with one call, or not at all.
 func (p *Printer) Print(v View) error {
 	var b bytes.Buffer
