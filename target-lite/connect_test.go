@@ -708,13 +708,13 @@ func TestMemoryIsBounded(t *testing.T) {
 	cfg.MaxTransfer, cfg.BufferMemory, cfg.InCapsule = 64<<10, 1<<20, 4096 // a controller gets 256 KiB
 	srv := serve(t, cfg)
 	type stream struct {
-		q    *nvmetest.Host
+		h, q *nvmetest.Host
 		cids map[uint16]int
 	}
 	var streams []stream
 	for range 5 {
 		h := nvmetest.ConnectAdmin(t, srv.addr.String(), nvmetest.HostOptions{SubNQN: subNQN})
-		s := stream{h.ConnectIO(1), map[uint16]int{}}
+		s := stream{h, h.ConnectIO(1), map[uint16]int{}}
 		for range 16 {
 			s.cids[s.q.SendTransport(wire.ReadCmd(1, 0, 96, 0), 48<<10)] = 48 << 10
 		}
@@ -730,6 +730,12 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	// Data that comes unasked has its own room, and an Abort finds a command that waits.
 	last := streams[4]
+	waits := last.q.NextCID() - 1 // the newest of 16 reads, of which at most 4 can run
+	if c := last.h.ExpectStatus(last.h.Send(wire.AbortCmd(1, waits), nil), nvme.StatusSuccess); c.DW0 != 0 {
+		t.Errorf("Abort of a command that waits: %#x", c.DW0)
+	}
+	last.q.ExpectStatus(waits, nvme.StatusAbortRequested)
+	delete(last.cids, waits)
 	w := last.q.Send(wire.WriteCmd(1, 0, 8, 0), make([]byte, 4096))
 	<-b.started
 	close(b.gate)
