@@ -23,6 +23,8 @@ type Driver interface {
 	Detach(ctx context.Context, r *Record, opts DetachOptions) (DetachResult, error)
 	// Status looks, and waits for nothing. ErrNotAttached when whatever held the attachment is gone.
 	Status(ctx context.Context, r *Record) (Status, error)
+	// Sweep removes what calls that died left behind and no record speaks of. What somebody is at work on stays.
+	Sweep(records []*Record)
 }
 
 // ErrNotAttached means that nothing holds the attachment (any more).

@@ -63,6 +63,7 @@ const (
 	statusTimeout  = 3 * time.Second  // for a driver to answer a look
 	undoTimeout    = 10 * time.Second // to take back what failed
 	recoverTimeout = 15 * time.Second // to finish what another call left behind
+	recoverFlush   = 2 * time.Second  // for the flush in that
 )
 
 func (m *Manager) log() *slog.Logger {
@@ -501,6 +502,12 @@ func (m *Manager) Recover(ctx context.Context) {
 		}
 		lock.Unlock()
 	}
+	m.Store.Sweep()
+	if records, err := m.Store.List(); err == nil {
+		for _, d := range m.Drivers {
+			d.Sweep(records)
+		}
+	}
 }
 
 func (m *Manager) recover(ctx context.Context, r *Record) error {
@@ -517,7 +524,7 @@ func (m *Manager) recover(ctx context.Context, r *Record) error {
 			return m.Store.Put(r)
 		}
 	}
-	_, err = d.Detach(ctx, r, DetachOptions{Force: r.Force || r.State == StateAttaching})
+	_, err = d.Detach(ctx, r, DetachOptions{Force: r.Force || r.State == StateAttaching, FlushTimeout: recoverFlush})
 	switch {
 	case err == nil, errors.Is(err, ErrNotAttached):
 		return m.Store.Delete(r.Name)

@@ -103,6 +103,8 @@ func (d *fileDriver) Status(_ context.Context, r *Record) (Status, error) {
 	return st, nil
 }
 
+func (d *fileDriver) Sweep([]*Record) {}
+
 // volumes is a Prober that knows what the target has.
 type volumes []Identity
 

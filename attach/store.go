@@ -336,6 +336,43 @@ func (s *Store) Delete(name string) error {
 	return s.syncRecords(root)
 }
 
+// Sweep removes what writers and holders of locks left behind when they died: halves of records, and files of locks.
+func (s *Store) Sweep() {
+	root, done, err := s.read()
+	if err != nil || root == nil {
+		return
+	}
+	defer done()
+	for _, f := range names(root, locksDir) {
+		if f == storeLock {
+			continue
+		}
+		if l, err := s.lock(context.Background(), f, true, true); err == nil {
+			l.Unlock()
+		}
+	}
+	for _, f := range names(root, recordsDir) {
+		name, half := strings.CutPrefix(f, ".")
+		if !half {
+			continue
+		}
+		if l, err := s.TryLock(name); err == nil {
+			root.Remove(filepath.Join(recordsDir, f))
+			l.Unlock()
+		}
+	}
+}
+
+func names(root *os.Root, dir string) []string {
+	d, err := root.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	files, _ := d.Readdirnames(-1)
+	return files
+}
+
 // ErrLocked is returned by TryLock when somebody holds the lock.
 var ErrLocked = errors.New("another hawser is at work on it")
 
@@ -371,10 +408,19 @@ func (s *Store) LockAll(ctx context.Context) (*Lock, error) {
 
 // LockAgent takes the lock of an agent's name, under which it is started.
 func (s *Store) LockAgent(ctx context.Context, name string) (*Lock, error) {
+	return s.lockAgent(ctx, name, false)
+}
+
+// TryLockAgent is LockAgent that does not wait.
+func (s *Store) TryLockAgent(name string) (*Lock, error) {
+	return s.lockAgent(context.Background(), name, true)
+}
+
+func (s *Store) lockAgent(ctx context.Context, name string, try bool) (*Lock, error) {
 	if err := ValidName(name); err != nil {
 		return nil, err
 	}
-	return s.lock(ctx, name+".agent", true, false)
+	return s.lock(ctx, name+".agent", true, try)
 }
 
 func (s *Store) lock(ctx context.Context, file string, remove, try bool) (*Lock, error) {

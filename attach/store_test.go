@@ -284,6 +284,49 @@ func TestLockExcludes(t *testing.T) {
 	wg.Wait()
 }
 
+// What died holding a lock or writing a record is swept up; what is held stays.
+func TestSweep(t *testing.T) {
+	s := testStore(t)
+	s.Sweep() // nothing there yet
+	if err := s.Put(testRecord(t, "a")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"locks/dead.lock", "locks/3.agent", "records/.half", "records/.held"} {
+		if err := os.WriteFile(filepath.Join(s.Dir(), path), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := s.TryLock("held")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Sweep()
+	for path, stays := range map[string]bool{"locks/dead.lock": false, "locks/3.agent": false, "records/.half": false, "locks/half.lock": false,
+		"records/.held": true, "locks/held.lock": true, "records/a.json": true} {
+		if _, err := os.Stat(filepath.Join(s.Dir(), path)); (err == nil) != stays {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if err := l.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	s.Sweep()
+	if _, err := os.Stat(filepath.Join(s.Dir(), "records/.held")); err == nil {
+		t.Error("records/.held stays")
+	}
+}
+
+func TestSocketDevice(t *testing.T) {
+	for path, want := range map[string]string{
+		"/run/hawser/sockets/a:b": "nbd+unix:///?socket=/run/hawser/sockets/a%3Ab",
+		"/tmp/a b&c+d%/s":         "nbd+unix:///?socket=/tmp/a%20b%26c%2Bd%25/s",
+	} {
+		if got := SocketDevice(path); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	b, err := json.Marshal(testRecord(f, "a"))
 	if err != nil {

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"net/url"
+	"strings"
 	"time"
 
 	"hawser.dev/hawser/nvme"
@@ -127,9 +128,9 @@ type Volume struct {
 // DataLostPossible is the value of Volume.DataLost.
 const DataLostPossible = "possible"
 
-// SocketDevice is the device string of a volume shown on a unix socket: an NBD URI.
+// SocketDevice is the device string of a volume shown on a unix socket: an NBD URI, whose slashes stay readable.
 func SocketDevice(path string) string {
-	return "nbd+unix:///?socket=" + (&url.URL{Path: path}).EscapedPath()
+	return "nbd+unix:///?socket=" + strings.NewReplacer("%2F", "/", "+", "%20").Replace(url.QueryEscape(path))
 }
 
 // Client is a process that has the device open.

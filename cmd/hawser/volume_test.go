@@ -108,10 +108,10 @@ func signalTarget(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// killagent worker|monitor VOLUME kills a process of the volume's agent and waits until it is gone.
+// killagent worker|monitor|both VOLUME kills a process of the volume's agent, or tells both to end, and waits until it is gone.
 func killAgent(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
-		ts.Fatalf("usage: killagent worker|monitor VOLUME")
+		ts.Fatalf("usage: killagent worker|monitor|both VOLUME")
 	}
 	var shown struct {
 		Volume struct {
@@ -120,15 +120,18 @@ func killAgent(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(ts.Exec("hawser", "show", args[1], "-o", "json"))
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &shown))
-	pid := shown.Volume.Agent.PID
-	if args[0] == "monitor" {
-		pid = shown.Volume.Agent.MonitorPID
+	pids, sig := []int{shown.Volume.Agent.PID}, syscall.SIGKILL
+	switch args[0] {
+	case "monitor":
+		pids[0] = shown.Volume.Agent.MonitorPID
+	case "both":
+		pids, sig = append([]int{shown.Volume.Agent.MonitorPID}, pids...), syscall.SIGTERM
 	}
-	if pid <= 1 {
+	if pids[0] <= 1 {
 		ts.Fatalf("no %s: %s", args[0], ts.ReadFile("stdout"))
 	}
-	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
-	awaitGone(ts.Fatalf, []int{pid})
+	ts.Check(syscall.Kill(pids[0], sig))
+	awaitGone(ts.Fatalf, pids)
 }
 
 // awaitGone waits until processes have ended, as zombies at least.

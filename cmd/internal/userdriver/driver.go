@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -230,6 +231,33 @@ func (d *Driver) sweep(ctx context.Context, id string) {
 	defer log.Close()
 	if err := removeFolder(d.folder(id)); err != nil && d.Log != nil {
 		d.Log.Warn("cannot remove what an agent left behind", "err", err)
+	}
+}
+
+// Sweep removes the folders of agents that are dead and hold nothing on record: such as were started by a call that died.
+func (d *Driver) Sweep(records []*attach.Record) {
+	entries, err := os.ReadDir(filepath.Join(d.Store.Dir(), "agents"))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		id := e.Name()
+		if slices.ContainsFunc(records, func(r *attach.Record) bool { return r.Agent == id }) {
+			continue
+		}
+		lock, err := d.Store.TryLockAgent(id)
+		if err != nil {
+			continue
+		}
+		log, err := os.OpenFile(LogFile(d.folder(id)), os.O_RDWR, 0)
+		if err == nil {
+			err = attach.LockFile(context.Background(), log, true)
+		}
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			removeFolder(d.folder(id)) // what does not go stays for the next sweep
+		}
+		log.Close()
+		lock.Unlock()
 	}
 }
 
