@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +17,8 @@ import (
 )
 
 // differencesFile has a table of every difference between the two targets: verb, field, hawser's value, the value of each
-// kernel's target ("=" where it is the same as hawser's), and why. "*" stands for any value, "-" for none.
+// kernel's target ("=" where it is the same as hawser's), and why. Of values, * stands for any and - for none; a field
+// or verb that ends in * stands for every one that begins so, and the first row that covers a difference counts.
 const differencesFile = "nvmet-differences.md"
 
 // TestCompareWithNVMET compares field by field what nvme-cli shows of hawser's target and of the kernel's, for the
@@ -24,7 +26,7 @@ const differencesFile = "nvmet-differences.md"
 func TestCompareWithNVMET(t *testing.T) {
 	nqn := testNQN(t)
 	export := guest.Export{Path: guest.Loop(t, guest.File(t, "disk", 64<<20), 512), NQN: nqn, UUID: uuid}
-	shown := make(map[string]map[string]string)
+	shown := make(map[string]fields)
 	for name, start := range map[string]guest.Starter{"hawser": guest.Hawser, "nvmet": guest.NVMET} {
 		t.Run(name, func(t *testing.T) {
 			guest.Connect(t, start(t, "127.0.0.1", export), nqn, "--nr-io-queues=1")
@@ -37,32 +39,37 @@ func TestCompareWithNVMET(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	ours, theirs := shown["hawser"], shown["nvmet"]
 	explained := readDifferences(t)
-	found := make(map[string]bool)
 	var unexplained strings.Builder
-	fields := maps.Clone(shown["hawser"])
-	maps.Copy(fields, shown["nvmet"])
-	for _, field := range slices.Sorted(maps.Keys(fields)) {
-		ours, theirs := value(shown["hawser"], field), value(shown["nvmet"], field)
-		d, ok := explained[field]
+	all := maps.Clone(ours)
+	maps.Copy(all, theirs)
+	for _, field := range slices.SortedFunc(maps.Keys(all), func(a, b field) int {
+		return strings.Compare(a.verb+" "+a.name, b.verb+" "+b.name)
+	}) {
+		// Where one of them refuses a command, that is the difference, not each field of the other's answer.
+		status := fieldStatus(field.verb)
+		if field != status && ours.value(status) != theirs.value(status) || ours.value(field) == theirs.value(field) {
+			continue
+		}
+		row := fmt.Sprintf("| %s | %s | %s | %s |", field.verb, field.name, ours.value(field), theirs.value(field))
+		i := slices.IndexFunc(explained, func(d difference) bool { return d.covers(field) })
 		switch {
-		case ours == theirs && (!ok || d.hawser == "*"):
-			found[field] = true
-		case ours == theirs:
-		case !ok:
-			t.Errorf("%s: hawser %s, nvmet %s: not explained", field, ours, theirs)
-			verb, name, _ := strings.Cut(field, " ")
-			fmt.Fprintf(&unexplained, "| %s | %s | %s | %s | |\n", verb, name, ours, theirs)
-		case !d.matches(ours, theirs):
-			t.Errorf("%s: hawser %s, nvmet %s: explained for %s and %s", field, ours, theirs, d.hawser, d.nvmet)
+		case i < 0:
+			t.Errorf("not explained: %s", row)
+			fmt.Fprintln(&unexplained, row)
+		case !explained[i].matches(ours.value(field), theirs.value(field)):
+			t.Errorf("explained otherwise, for %s and %s: %s", explained[i].hawser, explained[i].nvmet, row)
+			fmt.Fprintln(&unexplained, row)
 		default:
-			found[field] = true
+			explained[i].found = true
 		}
 	}
-	for field, d := range explained {
-		if !found[field] && d.nvmet != "=" {
-			t.Errorf("%s: %s explains a difference that there is not: hawser %s, nvmet %s", field, differencesFile,
-				value(shown["hawser"], field), value(shown["nvmet"], field))
+	for _, d := range explained {
+		// A value that is different each time, a counter say, may happen to be the same.
+		if !d.found && d.nvmet != "=" && !(d.hawser == "*" && d.nvmet == "*") {
+			t.Errorf("%s explains a difference that there is not: %s %s: hawser %s, nvmet %s", differencesFile, d.verb, d.name,
+				ours.value(d.field), theirs.value(d.field))
 		}
 	}
 	if unexplained.Len() > 0 {
@@ -75,27 +82,46 @@ func TestCompareWithNVMET(t *testing.T) {
 	}
 }
 
-func value(shown map[string]string, field string) string {
-	if v, ok := shown[field]; ok {
+// field names one value that nvme-cli shows.
+type field struct{ verb, name string }
+
+// fieldStatus is whether, or why not, a verb worked.
+func fieldStatus(verb string) field { return field{verb, "status"} }
+
+type fields map[field]string
+
+func (f fields) value(name field) string {
+	if v, ok := f[name]; ok {
 		return v
 	}
 	return "-"
 }
 
-type difference struct{ hawser, nvmet string }
+type difference struct {
+	field
+	hawser, nvmet string
+	found         bool
+}
+
+func (d difference) covers(f field) bool { return covers(d.verb, f.verb) && covers(d.name, f.name) }
+
+func covers(pattern, s string) bool {
+	prefix, wild := strings.CutSuffix(pattern, "*")
+	return pattern == s || wild && strings.HasPrefix(s, prefix)
+}
 
 func (d difference) matches(ours, theirs string) bool {
 	return (d.hawser == "*" || d.hawser == ours) && (d.nvmet == "*" || d.nvmet == theirs)
 }
 
-// readDifferences reads the table's rows for the running kernel, by verb and field.
-func readDifferences(t *testing.T) map[string]difference {
+// readDifferences reads the table's rows for the running kernel.
+func readDifferences(t *testing.T) []difference {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(guest.Share, differencesFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := make(map[string]difference)
+	var rows []difference
 	column := -1
 	for line := range strings.Lines(string(b)) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
@@ -105,15 +131,14 @@ func readDifferences(t *testing.T) map[string]difference {
 		switch {
 		case len(cells) < 6 || strings.HasPrefix(cells[0], "--"):
 		case cells[0] == "Verb":
-			column = slices.Index(cells, "nvmet "+guest.Kernel())
-			if column < 0 {
+			if column = slices.Index(cells, "nvmet "+guest.Kernel()); column < 0 {
 				t.Fatalf("%s has no column nvmet %s", differencesFile, guest.Kernel())
 			}
 		default:
 			if cells[5] == "" {
-				t.Errorf("%s %s: %s does not say why", cells[0], cells[1], differencesFile)
+				t.Errorf("%s does not say why %s %s differs", differencesFile, cells[0], cells[1])
 			}
-			rows[cells[0]+" "+cells[1]] = difference{hawser: cells[2], nvmet: cells[column]}
+			rows = append(rows, difference{field: field{cells[0], cells[1]}, hawser: cells[2], nvmet: cells[column]})
 		}
 	}
 	if column < 0 {
@@ -122,28 +147,28 @@ func readDifferences(t *testing.T) map[string]difference {
 	return rows
 }
 
+var statusText = regexp.MustCompile(`(?:"error":"|"status":"|NVMe status: )([^:"]+)`)
+
 // show is every field that nvme-cli shows of a connected subsystem, by verb and field.
-func show(t *testing.T, nqn string) map[string]string {
+func show(t *testing.T, nqn string) fields {
 	t.Helper()
 	controllers := guest.Controllers(nqn)
 	if len(controllers) != 1 {
 		t.Fatalf("%q has %d controllers", nqn, len(controllers))
 	}
 	ctrl, ns := "/dev/"+controllers[0], guest.Namespace(nqn, 1)
-	all := make(map[string]string)
+	all := make(fields)
 	run := func(name string, args ...string) {
 		t.Helper()
 		r := guest.Try(t, "nvme", append(args, "-o", "json")...)
-		if r.Code != 0 {
-			all[name+" status"] = strings.ReplaceAll(strings.TrimSpace(strings.ReplaceAll(r.Stderr+r.Stdout, "\n", " ")), "|", "/")
+		if all[fieldStatus(name)] = status(r); r.Code != 0 {
 			return
 		}
 		var v any
 		if err := json.Unmarshal([]byte(r.Stdout), &v); err != nil {
-			all[name+" text"] = strings.Join(strings.Fields(r.Stdout), " ")
-			return
+			t.Errorf("nvme %s: %v in\n%s", strings.Join(args, " "), err, r.Stdout)
 		}
-		flatten(all, name+" ", v)
+		all.flatten(name, "", v)
 	}
 	run("id-ctrl", "id-ctrl", ctrl)
 	run("nvm-id-ctrl", "nvm-id-ctrl", ctrl)
@@ -163,14 +188,9 @@ func show(t *testing.T, nqn string) map[string]string {
 	run("supported-log-pages", "supported-log-pages", ctrl)
 	run("fid-support-effects-log", "fid-support-effects-log", ctrl)
 	for lid := range 0x14 {
-		// Whether a page is there at all, and the start of it, whatever nvme-cli makes of it.
-		r := guest.Try(t, "nvme", "get-log", ctrl, fmt.Sprintf("--log-id=%d", lid), "--log-len=64", "--raw-binary")
-		name := fmt.Sprintf("get-log-%02xh", lid)
-		if r.Code != 0 {
-			all[name+" status"] = strings.TrimSpace(strings.ReplaceAll(r.Stderr, "\n", " "))
-		} else {
-			all[name+" bytes"] = fmt.Sprintf("%x", r.Stdout)
-		}
+		// Whether a page is there at all: what is in it is compared above.
+		r := guest.Try(t, "nvme", "get-log", ctrl, fmt.Sprintf("--log-id=%d", lid), "--log-len=4096", "--raw-binary")
+		all[fieldStatus(fmt.Sprintf("get-log-%02xh", lid))] = status(r)
 	}
 	for _, fid := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 0xa, 0xb, 0xc, 0xd, 0xe, 0xf, 0x10, 0x11, 0x16, 0x18, 0x19, 0x78, 0x80, 0x81, 0x82, 0x83, 0x84} {
 		run(fmt.Sprintf("get-feature-%02xh", fid), "get-feature", ctrl, fmt.Sprintf("--feature-id=%d", fid))
@@ -179,29 +199,41 @@ func show(t *testing.T, nqn string) map[string]string {
 	return all
 }
 
-// flatten names every leaf of a JSON value by its path.
-func flatten(to map[string]string, path string, v any) {
+// status is "success", or the name of the NVMe status that a command ended with.
+func status(r guest.Result) string {
+	if r.Code == 0 {
+		return "success"
+	}
+	if m := statusText.FindStringSubmatch(r.Stdout + r.Stderr); m != nil {
+		return m[1]
+	}
+	return strings.Join(strings.Fields(r.Stdout+r.Stderr), " ")
+}
+
+// flatten names every leaf of a JSON value by its path. Elements of an array go by their type where they have one.
+func (f fields) flatten(verb, path string, v any) {
 	join := func(key string) string {
-		if strings.HasSuffix(path, " ") {
-			return path + key
+		if path == "" {
+			return key
 		}
 		return path + "." + key
 	}
 	switch v := v.(type) {
 	case map[string]any:
 		for k, e := range v {
-			flatten(to, join(k), e)
+			f.flatten(verb, join(strings.TrimSpace(k)), e)
 		}
 	case []any:
 		for i, e := range v {
-			flatten(to, join(fmt.Sprint(i)), e)
+			key := fmt.Sprint(i)
+			if m, ok := e.(map[string]any); ok && m["Type"] != nil {
+				key = fmt.Sprint(m["Type"])
+			}
+			f.flatten(verb, join(key), e)
 		}
 	case float64:
-		to[path] = fmt.Sprintf("%.0f", v)
+		f[field{verb, path}] = fmt.Sprintf("%.0f", v)
 	default:
-		to[path] = strings.TrimSpace(fmt.Sprint(v))
-		if to[path] == "" {
-			to[path] = `""`
-		}
+		f[field{verb, path}] = fmt.Sprintf("%q", strings.TrimSpace(fmt.Sprint(v)))
 	}
 }

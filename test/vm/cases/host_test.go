@@ -36,16 +36,17 @@ const uuid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 // verify writes and reads back random blocks of 4 KiB to 1 MiB all over a device with fio, or through its nbd engine.
 func verify(t *testing.T, device string, more ...string) {
 	t.Helper()
-	engine := []string{"--filename=" + device, "--ioengine=libaio", "--direct=1", "--allow_file_create=0"}
+	args := []string{"--ioengine=libaio", "--filename=" + device, "--direct=1", "--allow_file_create=0"}
 	if strings.HasPrefix(device, "nbd+unix:") {
-		engine = []string{"--uri=" + device, "--ioengine=nbd"}
+		args = []string{"--ioengine=nbd", "--uri=" + device} // in this order: the engine brings the option
 	}
-	size := "24m"
+	size := "16m"
 	if !testing.Short() {
 		size = "96m"
 	}
-	guest.Run(t, "fio", slices.Concat([]string{"--name=verify", "--thread", "--rw=randwrite", "--bsrange=4k-1m", "--blockalign=4k",
-		"--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--size=" + size, "--output-format=terse"}, engine, more)...)
+	guest.Run(t, "fio", slices.Concat([]string{"--name=verify"}, args, []string{"--thread", "--rw=randwrite", "--bsrange=4k-1m",
+		"--blockalign=4k", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--size=" + size,
+		"--output-format=terse"}, more)...)
 }
 
 func TestDiscover(t *testing.T) {
@@ -244,6 +245,7 @@ func TestLocalDrive(t *testing.T) {
 	}
 	verify(t, dev)
 	guest.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=1M", "count=8", "oflag=direct", "conv=fsync")
+	guest.DropCache(t, local)
 	guest.Run(t, "cmp", "--bytes=8388608", dev, local)
 	guest.Run(t, "blkdiscard", "-f", "-l", "8388608", dev)
 
@@ -340,7 +342,7 @@ func TestNamespaces(t *testing.T) {
 		}
 		for nsid := range sizes {
 			dev := guest.Namespace(nqn, nsid)
-			guest.Run(t, "blockdev", "--flushbufs", dev)
+			guest.DropCache(t, dev)
 			f, err := os.Open(dev)
 			if err != nil {
 				t.Fatal(err)

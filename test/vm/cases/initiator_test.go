@@ -46,8 +46,8 @@ func TestInitiator(t *testing.T) {
 	for _, inline := range []int{1024, 4096, 16384} {
 		for _, block := range []int{512, 4096} {
 			for _, d := range digests {
-				// Without digests and with both is what every combination gets; one digest alone is tried once.
-				if (d.name == "header" || d.name == "data") && testing.Short() && (inline != 4096 || block != 512) {
+				// In a short run one size of capsule gets every choice of digests, the others none and both by turns.
+				if testing.Short() && (inline != 4096 || block != 512) && d.name != map[int]string{512: "none", 4096: "both"}[block] {
 					continue
 				}
 				t.Run(fmt.Sprintf("inline-%d/block-%d/digest-%s", inline, block, d.name), func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestInitiator(t *testing.T) {
 					info := decode[struct {
 						Exports []struct {
 							Size         int64 `json:"export-size"`
-							BlockMinimum int   `json:"block_minimum"`
+							BlockMinimum int   `json:"block_size_minimum"`
 						}
 					}](t, guest.Run(t, "nbdinfo", "--json", v.Device))
 					if len(info.Exports) != 1 || info.Exports[0].Size != size || info.Exports[0].BlockMinimum != block {
@@ -76,6 +76,7 @@ func TestInitiator(t *testing.T) {
 					clear(data[4<<20 : 8<<20])
 					write(t, source, data, 4<<20, 8<<20, size)
 					guest.Run(t, "nbdcopy", "--flush", source, v.Device)
+					guest.DropCache(t, backing)
 					guest.Run(t, "cmp", source, backing)
 					back := filepath.Join(t.TempDir(), "back")
 					guest.Run(t, "nbdcopy", v.Device, back)

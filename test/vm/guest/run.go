@@ -38,7 +38,7 @@ type Result struct {
 // Try runs a command that may fail. The test fails only if the command can't be run or takes longer than Deadline.
 func Try(t testing.TB, name string, args ...string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Deadline)
+	ctx, cancel := context.WithTimeout(context.Background(), Deadline) // a cleanup runs commands too
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.WaitDelay = time.Second
@@ -130,4 +130,10 @@ func Loop(t testing.TB, path string, blockSize int) string {
 		}
 	})
 	return dev
+}
+
+// DropCache makes the next reads of a block device see what was written beneath its page cache.
+func DropCache(t testing.TB, device string) {
+	t.Helper()
+	Run(t, "blockdev", "--flushbufs", device)
 }
