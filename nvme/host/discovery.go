@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"hawser.dev/hawser/nvme"
 	"hawser.dev/hawser/nvme/wire"
@@ -162,23 +161,27 @@ func discoverAny(ctx context.Context, addr nvme.Addr, o Options) (nvme.Addr, []w
 		list, err := discover(ctx, addr, o)
 		return addr, list, err
 	}
-	var errs []string
-	var last error
+	var failed error
 	for _, port := range []string{nvme.DefaultDiscoveryPort, nvme.DefaultIOPort} {
-		addr.Service = port
-		list, err := discover(ctx, addr, o)
+		at := addr
+		at.Service = port
+		list, err := discover(ctx, at, o)
 		if err == nil {
-			return addr, list, nil
+			return at, list, nil
 		}
-		errs, last = append(errs, err.Error()), err
-		if ctx.Err() != nil {
+		var e *Error
+		if errors.As(err, &e) {
+			err = e.Err
+		}
+		err = fmt.Errorf("port %s: %w", port, err)
+		if failed != nil {
+			err = fmt.Errorf("%v; %w", failed, err)
+		}
+		if failed = err; ctx.Err() != nil {
 			break
 		}
 	}
-	if len(errs) == 2 && errs[0] != errs[1] {
-		last = fmt.Errorf("%s; %w", strings.TrimPrefix(errs[0], "discover "), last)
-	}
-	return addr, nil, last
+	return addr, nil, &Error{"discover", addr, "", failed}
 }
 
 func discover(ctx context.Context, addr nvme.Addr, o Options) ([]wire.DiscoveryEntry, error) {
