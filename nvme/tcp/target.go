@@ -119,7 +119,7 @@ type Cmd struct {
 	begun    bool     // Release is owed
 	deferred bool     // the loop's
 	badSum   bool
-	repeated bool // its CID was in flight
+	repeated bool // its CID is not its own
 	ttag     uint16
 	got      int          // data bytes received
 	asked    atomic.Int32 // data bytes covered by R2Ts
@@ -598,7 +598,9 @@ func (q *TargetQueue) command(b []byte, n int) ([]byte, int, *Error) {
 	}
 	if cids := q.cids.Load(); cids != nil {
 		bit := uint64(1) << (c.SQE.CID % 64)
-		if c.repeated = cids[c.SQE.CID/64].Or(bit)&bit != 0; c.repeated {
+		// A host that shuts down forgets its Asynchronous Event Requests without Abort (SPDK does): they hold no CID.
+		aer := c.SQE.Opcode == wire.OpAER && q.qid.Load() == 0
+		if c.repeated = aer || cids[c.SQE.CID/64].Or(bit)&bit != 0; c.repeated && !aer {
 			status = nvme.StatusCommandIDConflict | nvme.StatusDNR
 		}
 	}
