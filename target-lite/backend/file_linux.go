@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +40,23 @@ func createFile(path string, o Options) (_ Backend, err error) {
 	if err := f.Truncate(o.Size); err != nil {
 		return nil, &Error{"create", path, fmt.Errorf("size %d: %w", o.Size, errno(err))}
 	}
+	// A flush of the file promises nothing if its name can be lost.
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return nil, &Error{"create", path, err}
+	}
 	return newFile(f, path, o)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) { // a file system without the notion
+		return err
+	}
+	return nil
 }
 
 func openFile(path string, o Options) (_ Backend, err error) {
