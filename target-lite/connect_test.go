@@ -731,7 +731,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	// Data that comes unasked has its own room, and an Abort finds a command that waits.
 	last := streams[4]
 	waits := last.q.NextCID() - 1 // the newest of 16 reads, of which at most 4 can run
-	eventually(t, func() bool { // it may not have come to the other queue yet
+	eventually(t, func() bool {   // it may not have come to the other queue yet
 		return last.h.ExpectStatus(last.h.Send(wire.AbortCmd(1, waits), nil), nvme.StatusSuccess).DW0 == 0
 	})
 	last.q.ExpectStatus(waits, nvme.StatusAbortRequested)
