@@ -189,6 +189,7 @@ func (c *controller) identifyController() *wire.IdentifyController {
 	id.CMIC = wire.CMICMultiPort | wire.CMICMultiController
 	id.LPA |= wire.LPASMARTPerNamespace | wire.LPACommandEffects
 	id.ACL = aerLimit
+	id.FRMW = 1 | 1<<1 // one slot, read-only
 	id.SQES, id.CQES = wire.SQES64, wire.CQES16
 	id.NN, id.MNAN = t.nn, t.nn
 	id.ONCS = wire.ONCSCompare | wire.ONCSDSM | wire.ONCSWriteZeroes | wire.ONCSSaveSelect
