@@ -24,6 +24,9 @@ import (
 // patience bounds what a test waits for; nothing that passes comes near it.
 const patience = time.Minute
 
+// noExitSleep keeps processes with the race detector from sleeping for a second when they end.
+const noExitSleep = "atexit_sleep_ms=0"
+
 // TestVolumes runs the scripts on attached volumes. Each has a state folder of its own, whose agents end with it.
 func TestVolumes(t *testing.T) {
 	for tool, pkg := range map[string]string{"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-io": "qemu-utils"} {
@@ -51,6 +54,7 @@ func TestVolumes(t *testing.T) {
 			env.Setenv("STATE", filepath.Join(dir, "s"))
 			env.Setenv("HAWSER_STATE_DIR", filepath.Join(dir, "s"))
 			env.Setenv("SOCKETS", "nbd+unix:///?socket="+filepath.Join(dir, "s", "sockets"))
+			env.Setenv("GORACE", noExitSleep)
 			env.Values[targetsKey{}] = make(map[string]*target)
 			env.Defer(func() {
 				killAgents(filepath.Join(dir, "s"))
@@ -191,7 +195,7 @@ func TestKilledCommands(t *testing.T) {
 	hawser := func(args ...string) *exec.Cmd {
 		cmd := exec.Command(exe, args...)
 		cmd.Args[0] = "hawser" // as testscript.Main knows it
-		cmd.Env = append(os.Environ(), "HAWSER_STATE_DIR="+state, "HOME="+dir, "XDG_STATE_HOME="+dir, "TMPDIR="+dir)
+		cmd.Env = append(os.Environ(), "HAWSER_STATE_DIR="+state, "HOME="+dir, "XDG_STATE_HOME="+dir, "TMPDIR="+dir, "GORACE="+noExitSleep)
 		return cmd
 	}
 	served := hawser("target", "serve", "--listen", "127.0.0.1:0", "--export", "mem:a,size=1M,nqn=nqn.2026-01.org.example:a", "--allow-any-host", "-o", "jsonl", "--control", filepath.Join(dir, "c", "t"))
@@ -223,7 +227,7 @@ func TestKilledCommands(t *testing.T) {
 	run("attach", url)
 	whole := time.Since(begun) // of one attach, roughly
 	run("detach", url)
-	for i := range 12 {
+	for i := range 32 {
 		verb := "attach"
 		if i%2 == 1 {
 			run("attach", url)
