@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -281,5 +283,74 @@ func TestCloseReturnsEverything(t *testing.T) {
 				t.Fatalf("Submit on a closed queue: %v", r.Err)
 			}
 		})
+	}
+}
+
+// lazy takes its buffers back only while the loop waits.
+type lazy struct {
+	*ram
+	q *TargetQueue
+}
+
+func (h *lazy) Release(*Cmd) {
+	for h.q.active.Load() {
+		runtime.Gosched()
+	}
+}
+
+// A loop that polls must let those go on who release what it waits for.
+func TestPollingLoopWaitsForSlot(t *testing.T) {
+	for range 100 {
+		a, b := streams(t, true)
+		h := &lazy{ram: &ram{}}
+		q := NewTargetQueue(b, TargetConfig{Spin: -1, Handler: h})
+		h.q = q
+		var answered sync.WaitGroup
+		q.active.Store(true)
+		for range q.slots {
+			c, e := q.slot()
+			if e != nil {
+				t.Fatal(e)
+			}
+			c.begun, c.answered = true, true
+			q.open.Add(-1)
+			answered.Go(func() {
+				q.tx.mu.Lock()
+				q.leave(c)
+				q.tx.mu.Unlock()
+				q.reap()
+			})
+		}
+		if _, e := q.slot(); e != nil {
+			t.Fatal(e)
+		}
+		q.active.Store(false)
+		answered.Wait()
+		a.Close()
+		b.Close()
+	}
+}
+
+// mute is a stream that takes nothing.
+type mute struct{ Stream }
+
+func (mute) Writev([][]byte, bool) (int, error) { return 0, io.ErrClosedPipe }
+
+// A loop that finds the connection broken while it makes room must not wait for it.
+func TestSlotOfBrokenConnection(t *testing.T) {
+	_, b := streams(t, true)
+	q := NewTargetQueue(mute{b}, TargetConfig{Handler: &ram{}})
+	for range q.slots {
+		c, e := q.slot()
+		if e != nil {
+			t.Fatal(e)
+		}
+		c.Complete(nvme.StatusSuccess, 0)
+		q.tx.mu.Lock()
+		q.err = nil
+		q.tx.mu.Unlock()
+	}
+	if _, e := q.slot(); e == nil || !errors.Is(e, io.ErrClosedPipe) {
+		t.Fatalf("slot: %v", e)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -490,11 +491,17 @@ func (q *TargetQueue) slot() (*Cmd, *Error) {
 			}
 			q.answer()
 			q.tx.flush()
-			if q.back != nil {
+			switch {
+			case q.pool != nil || q.err != nil: // while flush had given the mutex up
+			case q.back != nil:
 				q.tx.mu.Unlock()
 				q.reap()
 				q.tx.mu.Lock()
-			} else if q.pool == nil && !q.tx.poll {
+			case q.tx.poll: // nobody else may be there to find room in the stream
+				q.tx.mu.Unlock()
+				runtime.Gosched()
+				q.tx.mu.Lock()
+			default:
 				q.freed.Wait()
 			}
 		}
