@@ -561,18 +561,20 @@ func TestShutdownDrains(t *testing.T) {
 		h.ExpectEnd()
 		h.Close()
 	}
-	late := q.Send(wire.ReadCmd(1, 0, 8, 0), nil) // not answered: it will be sent to another target
+	q.Send(wire.ReadCmd(1, 0, 8, 0), nil) // it will be sent to another target
 	select {
 	case err := <-done:
 		t.Fatalf("Shutdown returned (%v) with a command in flight", err)
-	case <-b.started:
-		t.Fatal("a command that came after Shutdown was run")
-	case <-time.After(50 * time.Millisecond): // long enough to notice one that is let through at all
+	default:
 	}
 	close(b.gate)
 	q.ExpectStatus(cid, nvme.StatusSuccess)
-	q.ExpectEnd()
-	_ = late
+	if p, err := q.ReadPDU(); err == nil {
+		t.Errorf("%v after the last answer", p.Type)
+	}
+	if len(b.started) > 0 {
+		t.Error("a command that came after Shutdown was run")
+	}
 	q.Close()
 	h.ExpectEnd()
 	h.Close()
@@ -687,17 +689,6 @@ func TestTooManyConnections(t *testing.T) {
 	if n, err := c.Read(make([]byte, 1)); err == nil {
 		t.Errorf("read %d bytes of a connection too many", n)
 	}
-	h.Must(wire.IdentifyCmd(wire.CNSController, 0, 0, 0), nil, 4096)
-}
-
-func TestHandshakeTimeout(t *testing.T) {
-	cfg := one()
-	cfg.HandshakeTimeout = 100 * time.Millisecond
-	srv := serve(t, cfg)
-	nvmetest.Dial(t, srv.addr.String(), nvmetest.HostOptions{}).ExpectEnd()
-	nvmetest.Open(t, srv.addr.String(), nvmetest.HostOptions{}).ExpectEnd()
-	h := nvmetest.ConnectAdmin(t, srv.addr.String(), nvmetest.HostOptions{SubNQN: subNQN})
-	time.Sleep(2 * cfg.HandshakeTimeout) // a connected host has no such bound
 	h.Must(wire.IdentifyCmd(wire.CNSController, 0, 0, 0), nil, 4096)
 }
 

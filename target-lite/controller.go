@@ -48,24 +48,25 @@ type controller struct {
 	traffic  atomic.Bool // a command has come since the last tick
 	throughs atomic.Bool // the host has switched the write cache off
 
-	mu       sync.Mutex
-	cc       wire.CC
-	csts     wire.CSTS
-	gone     bool
-	draining bool             // the admin queue is to be drained after the last I/O queue
-	queues   map[uint16]*conn // connected, admin queue included
-	kato     time.Duration    // 0: no keep alive
-	katoMS   uint32           // as the host set it
-	timer    *time.Timer
-	heard    time.Time
-	features map[uint8]uint32 // of those that are only remembered
-	aec      uint32           // Asynchronous Event Configuration
-	aers     []*task          // oldest first
-	events   []wire.AsyncEvent
-	masked   map[uint8]bool // log pages whose event was sent and that were not read since
-	errors   []wire.ErrorLogEntry
-	errCount uint64
-	changed  map[uint32]bool // namespaces, for the changed namespace list
+	mu                   sync.Mutex
+	cc                   wire.CC
+	csts                 wire.CSTS
+	gone                 bool
+	flushing, flushAgain bool             // for a shutdown
+	draining             bool             // the admin queue is to be drained after the last I/O queue
+	queues               map[uint16]*conn // connected, admin queue included
+	kato                 time.Duration    // 0: no keep alive
+	katoMS               uint32           // as the host set it
+	timer                *time.Timer
+	heard                time.Time
+	features             map[uint8]uint32 // of those that are only remembered
+	aec                  uint32           // Asynchronous Event Configuration
+	aers                 []*task          // oldest first
+	events               []wire.AsyncEvent
+	masked               map[uint8]bool // log pages whose event was sent and that were not read since
+	errors               []wire.ErrorLogEntry
+	errCount             uint64
+	changed              map[uint32]bool // namespaces, for the changed namespace list
 }
 
 func newController(srv *Server, sub *subsystem, d *wire.ConnectData, kato uint32) *controller {
@@ -257,10 +258,24 @@ func (c *controller) shutdown() {
 	c.live.Store(false)
 	c.csts = c.csts&^(wire.CSTSReady|wire.CSTSSHSTComplete) | wire.CSTSSHSTOccurring
 	c.dropIOQueues()
-	c.srv.background.Go(func() {
+	if c.flushing {
+		c.flushAgain = true
+		return
+	}
+	c.flushing = true
+	c.srv.background.Go(c.flush)
+}
+
+// flush ends a shutdown. One runs at a time, however often the host asks.
+func (c *controller) flush() {
+	for {
 		ok := flushAll(c.sub.namespaces.Load())
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		if c.flushing = c.flushAgain; c.flushing {
+			c.flushAgain = false
+			c.mu.Unlock()
+			continue
+		}
 		if !ok {
 			c.srv.log.Error("flush on shutdown failed", "subsystem", c.sub.nqn, "host", c.hostNQN)
 			c.csts |= wire.CSTSFatal
@@ -268,7 +283,9 @@ func (c *controller) shutdown() {
 		if c.csts&wire.CSTSSHSTOccurring != 0 {
 			c.csts = c.csts&^wire.CSTSSHSTOccurring | wire.CSTSSHSTComplete
 		}
-	})
+		c.mu.Unlock()
+		return
+	}
 }
 
 // flushAll flushes what has a volatile cache and waits for it.

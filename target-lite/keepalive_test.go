@@ -117,6 +117,30 @@ func TestKeepAlive(t *testing.T) {
 	})
 }
 
+func TestHandshakeTimeout(t *testing.T) {
+	const sub nvme.NQN = "nqn.2024-01.dev.hawser:s"
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{Portals: []nvme.Addr{{}}, Subsystems: []Subsystem{{NQN: sub, AllowAnyHost: true}}, HandshakeTimeout: 3 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		connected := dialPipe(t, s, sub, 0)
+		for _, part := range []int{0, 20, wire.HLenICReq} { // silent, half an ICReq, a whole one
+			a, b := net.Pipe()
+			s.start(b, &portal{id: 1})
+			h := &pipeHost{Conn: &nvmetest.Conn{Conn: a}, t: t}
+			h.Write(h.Frame(wire.TypeICReq, 0, (&wire.ICReq{}).AppendTo(nil), nil)[:part])
+			if d := h.ended(); d < 3*time.Second || d > 6*time.Second {
+				t.Errorf("after %d bytes it ended in %v", part, d)
+			}
+		}
+		connected.do(wire.PropertyGetCmd(wire.PropertyCSTS, 4), nil)
+		connected.Close()
+		synctest.Wait()
+		s.Close()
+	})
+}
+
 // An event is sent once until its log page is read, and only if the host wants it.
 func TestEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
