@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -119,6 +120,17 @@ func TestRangesThatCannotBe(t *testing.T) {
 	}
 	if n, err := ns.ReadAt(make([]byte, 1024), ns.Size-512); n != 512 || err == nil {
 		t.Errorf("read over the end: %d, %v", n, err)
+	}
+}
+
+func TestBlockLargerThanTransfer(t *testing.T) {
+	c := nvmetest.NewController(t, subsystem)
+	c.Identify.MDTS = 1 // 8 KiB
+	c.Namespaces[1].BlockSize = 64 << 10
+	if ns, err := connect(t, c, host.Options{}).Open(t.Context(), 1); err == nil {
+		t.Fatalf("opened a namespace of blocks of %d bytes", ns.BlockSize)
+	} else if want := "blocks of 65536 bytes"; !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q in it", err, want)
 	}
 }
 

@@ -209,6 +209,9 @@ func (c *Controller) Open(ctx context.Context, nsid uint32) (*Namespace, error) 
 	if err == nil && len(c.io) == 0 {
 		err = errors.New("the controller has no I/O queues")
 	}
+	if err == nil && info.BlockSize > c.maxIO {
+		err = fmt.Errorf("blocks of %d bytes do not fit in a command of at most %d", info.BlockSize, c.maxIO)
+	}
 	if err != nil {
 		return nil, &Error{"open namespace of", c.addr, c.nqn, err}
 	}

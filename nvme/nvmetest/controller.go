@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net"
 	"slices"
 	"sync"
@@ -633,10 +634,7 @@ func (q *Queue) identify(c *Command) []byte {
 			id.NSZE, id.NCAP, id.NUSE = n, n, n
 			id.NMIC, id.DLFEAT = wire.NMICShared, wire.DLFEATZeroes
 			id.NGUID, id.EUI64 = ns.IDs.NGUID, ns.IDs.EUI64
-			id.LBAF[0].DS = 9
-			if ns.BlockSize == 4096 {
-				id.LBAF[0].DS = 12
-			}
+			id.LBAF[0].DS = uint8(bits.TrailingZeros(uint(ns.BlockSize)))
 		}
 		return id.AppendTo(nil)
 	case wire.CNSNamespaceDescriptors:
