@@ -436,6 +436,32 @@ func (a *Agent) Status(name string) (attach.Status, error) {
 	return a.status(h), nil
 }
 
+// Unused is closed once no client is connected to any volume.
+func (a *Agent) Unused() <-chan struct{} {
+	unused := make(chan struct{})
+	go func() {
+		defer close(unused)
+		for used := a.gateInUse(); used != nil; used = a.gateInUse() {
+			<-used
+		}
+	}()
+	return unused
+}
+
+// gateInUse is a channel that is closed when a client leaves, nil when there are none.
+func (a *Agent) gateInUse() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, h := range a.held {
+		if h.gate != nil {
+			if left := h.gate.inUse(); left != nil {
+				return left
+			}
+		}
+	}
+	return nil
+}
+
 // Names lists what the agent holds.
 func (a *Agent) Names() []string {
 	a.mu.Lock()

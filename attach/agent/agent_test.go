@@ -422,6 +422,26 @@ func TestManyAtOnce(t *testing.T) {
 	ended(t, a)
 }
 
+func TestUnused(t *testing.T) {
+	f := setup(t)
+	<-f.Unused() // it holds nothing
+	f.attach()
+	<-f.Unused()
+	a, b := f.dial(), f.dial()
+	unused := f.Unused()
+	a.Close()
+	if err := b.ReadAt(t.Context(), make([]byte, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-unused:
+		t.Error("a client is connected")
+	default:
+	}
+	b.Close()
+	<-unused
+}
+
 func TestIdleAgentEnds(t *testing.T) {
 	a := New(Config{Idle: time.Millisecond})
 	ended(t, a)

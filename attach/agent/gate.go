@@ -29,6 +29,7 @@ type gate struct {
 
 	mu    sync.Mutex
 	conns map[*gateConn]attach.Client
+	left  chan struct{} // closed and replaced whenever a client leaves
 }
 
 type gateConn struct {
@@ -69,7 +70,7 @@ func listen(path string, peerOf func(*net.UnixConn) (attach.Client, error)) (*ga
 		l.Close()
 		return nil, err
 	}
-	return &gate{UnixListener: l, path: path, peerOf: peerOf, conns: map[*gateConn]attach.Client{}}, nil
+	return &gate{UnixListener: l, path: path, peerOf: peerOf, conns: map[*gateConn]attach.Client{}, left: make(chan struct{})}, nil
 }
 
 // RemoveSocket removes the socket at path, if there is one, and nothing else than a socket.
@@ -109,9 +110,23 @@ func (g *gate) Accept() (net.Conn, error) {
 
 func (c *gateConn) Close() error {
 	c.gate.mu.Lock()
-	delete(c.gate.conns, c)
+	if _, open := c.gate.conns[c]; open {
+		delete(c.gate.conns, c)
+		close(c.gate.left)
+		c.gate.left = make(chan struct{})
+	}
 	c.gate.mu.Unlock()
 	return c.UnixConn.Close()
+}
+
+// inUse is a channel that is closed when a client leaves, nil when none is connected.
+func (g *gate) inUse() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.conns) == 0 {
+		return nil
+	}
+	return g.left
 }
 
 // Close ends Accept and leaves the socket as it is.

@@ -40,7 +40,7 @@ func TestVolumes(t *testing.T) {
 		RequireUniqueNames:  true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "target": startTarget, "stop": stopTarget,
-			"hold": hold, "signal": signalTarget, "killagent": killAgent, "nothing": nothingLeft,
+			"hold": hold, "signal": signalTarget, "killagent": killAgent, "nothing": nothingLeft, "noagents": noAgents,
 		},
 		Setup: func(env *testscript.Env) error {
 			for _, v := range []string{"HOME", "TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"} {
@@ -164,6 +164,14 @@ func nothingLeft(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: nothing")
 	}
 	checkNothingLeft(ts.Fatalf, ts.Getenv("STATE"))
+}
+
+// noagents waits until no agent of the state folder is left.
+func noAgents(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: noagents")
+	}
+	awaitGone(ts.Fatalf, agentsOf(ts.Getenv("STATE")))
 }
 
 func checkNothingLeft(fatalf func(string, ...any), state string) {

@@ -179,7 +179,7 @@ func (d *Driver) call(ctx context.Context, id, method string, params any) (reply
 	err := control.Call(ctx, d.control(id), service, method, params, &rep)
 	if err != nil && errors.Is(err, context.DeadlineExceeded) {
 		err = &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("agent %s does not answer: %w", id, err),
-			Hint: "its log may say why: " + LogFile(d.folder(id))}
+			Hint: "its log may say why: " + LogFile(d.folder(id)) + "; killing it lets go of all it holds, and the next attach or detach tidies up"}
 	}
 	return rep, err
 }

@@ -253,6 +253,11 @@ func (d *Driver) Work(ctx context.Context, id string, log *slog.Logger) (err err
 		}
 		return who
 	})
+	gone, unwatch, err := watchGone(ControlSocket(d.folder(id)))
+	if err != nil {
+		return err
+	}
+	defer unwatch()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)
@@ -262,6 +267,13 @@ func (d *Driver) Work(ctx context.Context, id string, log *slog.Logger) (err err
 
 	select {
 	case <-a.Ended():
+	case <-gone:
+		log.Warn("the control socket was removed, nobody can ask for anything any more: waiting for clients to leave")
+		select {
+		case <-a.Unused():
+		case <-ctx.Done():
+		}
+		a.Shutdown(context.WithoutCancel(ctx))
 	case <-ctx.Done():
 		log.Info("told to end")
 		a.Shutdown(context.WithoutCancel(ctx))
