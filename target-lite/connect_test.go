@@ -23,6 +23,16 @@ func null(t testing.TB, name string) backend.Backend {
 	return open(t, "null:"+name, backend.Options{Size: 1 << 30})
 }
 
+// Short I/O queues leave the admin queue as long as hosts make it.
+func TestShortestQueues(t *testing.T) {
+	cfg := one(targetlite.Namespace{Backend: null(t, "short")})
+	cfg.QueueDepth = 2
+	c := connect(t, serve(t, cfg).addr, subNQN, host.Options{})
+	if _, depth := c.Queues(); depth != 2 {
+		t.Errorf("I/O queues of %d entries, want 2", depth)
+	}
+}
+
 func TestConnectErrors(t *testing.T) {
 	cfg := one(targetlite.Namespace{Backend: null(t, "n")})
 	cfg.Subsystems[0].AllowAnyHost, cfg.Subsystems[0].Hosts = false, []nvme.NQN{hostNQN}

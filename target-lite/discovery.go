@@ -9,7 +9,7 @@ import (
 	"hawser.dev/hawser/nvme/wire"
 )
 
-// adminQueueSize is ASQSZ in discovery log entries, as Linux has it.
+// adminQueueSize is ASQSZ in discovery log entries: what an admin queue may have at least, as hosts do not know CAP before it.
 const adminQueueSize = 32
 
 // endpoint is a portal as one host sees it.

@@ -70,6 +70,10 @@ func (c *conn) connect(t *task) (nvme.Status, uint32) {
 		}
 		return badData(0)
 	}
+	entries := c.srv.cfg.QueueDepth
+	if p.QID == 0 {
+		entries = max(entries, adminQueueSize)
+	}
 	sub := c.srv.subsystem(d.SubNQN)
 	switch {
 	case sub == nil:
@@ -78,7 +82,7 @@ func (c *conn) connect(t *task) (nvme.Status, uint32) {
 		return badData(wire.ConnectDataHostNQN)
 	case !sub.access.Load().allows(d.HostNQN):
 		return nvme.StatusConnectInvalidHost | nvme.StatusDNR, wire.ConnectInvalid(wire.ConnectDataHostNQN, true)
-	case p.SQSize == 0 || int(p.SQSize) >= c.srv.cfg.QueueDepth:
+	case p.SQSize == 0 || int(p.SQSize) >= entries:
 		return badCommand(wire.ConnectCmdSQSize)
 	}
 	if p.QID == 0 {
