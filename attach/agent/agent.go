@@ -29,7 +29,7 @@ type Opener interface {
 	Open(ctx context.Context, r *attach.Record) (Opened, error)
 }
 
-// Opened is a volume that is connected.
+// Opened is a volume that is connected. One that gives lost paths up may have a method Retry(), which begins anew.
 type Opened interface {
 	Volume() frontend.Volume
 	Identity() attach.Identity
@@ -196,6 +196,9 @@ func (a *Agent) await(ctx context.Context, h *attachment, r *attach.Record) (att
 	}
 	if h.record.Spec.Target.Name != r.Spec.Target.Name || !h.record.Identity.Same(r.Identity) {
 		return attach.Status{}, &attach.Error{Cause: attach.CauseInUse, Err: fmt.Errorf("the agent holds %s of %s under the name %s", h.record.Identity, h.record.Spec.Target.Name, r.Name)}
+	}
+	if r, ok := h.opened.(interface{ Retry() }); ok {
+		r.Retry() // a path that was given up
 	}
 	// A read comes back when a path works: it waits for one, as any command does.
 	if err := checkRead(ctx, h.opened.Volume()); err != nil {

@@ -47,6 +47,8 @@ type volume struct {
 	reason      string            // why the path is down
 	doubt       bool              // among them are writes that the target may have begun
 	identity    attach.Identity
+	givenUp     bool          // nothing tries any more
+	again       chan struct{} // of capacity 1: try again
 	closing     context.CancelFunc
 	supervising chan struct{} // closed when nothing reconnects any more
 }
@@ -62,7 +64,7 @@ type vio struct {
 
 // newVolume takes over a namespace that is connected.
 func newVolume(r *attach.Record, ns *host.Namespace, connect func(context.Context) (*host.Namespace, error), log *slog.Logger) *volume {
-	v := &volume{record: r, connect: connect, log: log, identity: identityOf(&ns.NamespaceInfo), supervising: make(chan struct{})}
+	v := &volume{record: r, connect: connect, log: log, identity: identityOf(&ns.NamespaceInfo), again: make(chan struct{}, 1), supervising: make(chan struct{})}
 	v.info = frontend.Info{
 		Size: ns.Size, BlockSize: ns.BlockSize, OptimalIO: ns.OptimalIO,
 		ReadOnly: ns.ReadOnly || r.Spec.ReadOnly, CanFlush: ns.VolatileCache, CanFUA: true,
@@ -302,49 +304,91 @@ func (v *volume) supervise(ctx context.Context, ns *host.Namespace) {
 	}
 }
 
-// reconnect tries until there is a path. It returns nil when ctx ends or --ctrl-loss-tmo is over.
+// reconnect tries until there is a path. After --fast-io-fail-tmo commands fail instead of waiting, after --ctrl-loss-tmo the
+// tries end until Retry. It returns nil when ctx ends.
 func (v *volume) reconnect(ctx context.Context) *host.Namespace {
+	for {
+		ns := v.tryUntilGivenUp(ctx)
+		if ns != nil || ctx.Err() != nil {
+			return ns
+		}
+		v.log.Error("path given up", "volume", v.record.Name)
+		v.mu.Lock()
+		v.givenUp = true
+		v.reason = "given up: " + v.reason
+		v.mu.Unlock()
+		v.fail(errLost)
+		select {
+		case <-v.again:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Retry begins anew where a path was given up; commands wait for it again.
+func (v *volume) Retry() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.givenUp {
+		v.givenUp, v.failing = false, nil
+		v.again <- struct{}{}
+	}
+}
+
+func (v *volume) tryUntilGivenUp(ctx context.Context) *host.Namespace {
 	o := &v.record.Spec.Options
 	delay := seconds(o.Reconnect, defaultReconnectDelay)
 	giveUp, stopGiveUp := after(seconds(o.CtrlLossTMO, defaultCtrlLossTMO))
 	defer stopGiveUp()
 	fastFail, stopFastFail := after(seconds(o.FastIOFailTMO, -1))
 	defer stopFastFail()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		ns  *host.Namespace
+		err error
+	}
+	results := make(chan result, 1)
+	begin := func() {
+		go func() {
+			try, cancel := context.WithTimeout(ctx, connectTimeout)
+			defer cancel()
+			ns, err := v.connect(try)
+			if err == nil {
+				if err = v.accept(ns); err != nil {
+					ns.Controller().Close(try)
+					ns = nil
+				}
+			}
+			results <- result{ns, err}
+		}()
+	}
+	begin()
+	var again <-chan time.Time // nil while a try is under way
 	for {
-		try, cancel := context.WithTimeout(ctx, connectTimeout)
-		ns, err := v.connect(try)
-		cancel()
-		if err == nil {
-			if err = v.accept(ns); err == nil {
-				return ns
+		select {
+		case r := <-results:
+			if r.err == nil {
+				return r.ns
 			}
-			ns.Controller().Close(try)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		v.log.Warn("cannot reconnect", "volume", v.record.Name, "err", err, "again", delay)
-		v.mu.Lock()
-		v.reason = err.Error()
-		v.mu.Unlock()
-		again := time.After(delay)
-	wait:
-		for {
-			select {
-			case <-again:
-				break wait
-			case <-fastFail:
-				v.fail(errLost)
-			case <-giveUp:
-				v.log.Error("path given up", "volume", v.record.Name)
-				v.mu.Lock()
-				v.reason = "given up: " + v.reason
-				v.mu.Unlock()
-				v.fail(errLost)
-				return nil
-			case <-ctx.Done():
+			v.log.Warn("cannot reconnect", "volume", v.record.Name, "err", r.err, "again", delay)
+			v.mu.Lock()
+			v.reason = r.err.Error()
+			v.mu.Unlock()
+			again = time.After(delay)
+		case <-again:
+			again = nil
+			begin()
+		case <-fastFail:
+			v.fail(errLost)
+		case <-giveUp:
+			cancel()
+		case <-ctx.Done():
+			if again != nil {
 				return nil
 			}
+			return (<-results).ns // it may have come up at the last moment
 		}
 	}
 }
@@ -443,14 +487,14 @@ func withErrno(err error) error {
 	}
 	errno := syscall.EIO
 	switch se.Status.Code() {
-	case nvme.StatusCapacityExceeded, nvme.StatusLBAOutOfRange:
+	case nvme.StatusCapacityExceeded:
 		errno = syscall.ENOSPC
 	case nvme.StatusNamespaceWriteProtected, nvme.StatusAccessDenied:
 		errno = syscall.EPERM
 	case nvme.StatusInvalidOpcode, nvme.StatusInvalidField:
 		errno = syscall.EOPNOTSUPP
-	case nvme.StatusNamespaceNotReady, nvme.StatusCommandInterrupted:
-		errno = syscall.EAGAIN
+	case nvme.StatusLBAOutOfRange, nvme.StatusNamespaceNotReady, nvme.StatusCommandInterrupted:
+		errno = syscall.EREMOTEIO
 	}
 	return &errnoError{errno, err}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"hawser.dev/hawser/attach"
 	"hawser.dev/hawser/attach/frontend"
 	"hawser.dev/hawser/nvme"
+	"hawser.dev/hawser/nvme/host"
 	targetlite "hawser.dev/hawser/target-lite"
 	"hawser.dev/hawser/target-lite/backend"
 )
@@ -268,6 +270,17 @@ func TestCtrlLoss(t *testing.T) {
 	if p := v.await(t, attach.PathDead); p.Reason == "" {
 		t.Error("no reason")
 	}
+	// Asked to, it begins anew, and commands wait again.
+	tg.start()
+	v.Retry()
+	if err := do(t, v, frontend.OpRead, 0, make([]byte, 512), 0); err != nil {
+		t.Errorf("after Retry: %v", err)
+	}
+	v.await(t, attach.PathLive)
+	v.Retry() // nothing to do
+	if err := do(t, v, frontend.OpRead, 0, make([]byte, 512), 0); err != nil {
+		t.Errorf("after another: %v", err)
+	}
 }
 
 // A target that shows another volume where the old one was gets no command.
@@ -351,6 +364,36 @@ func TestErrno(t *testing.T) {
 	}
 	if got := frontend.Errno(withErrno(errors.New("x"))); got != syscall.EIO {
 		t.Errorf("got %v", got)
+	}
+}
+
+// A try that hangs keeps neither --fast-io-fail-tmo nor --ctrl-loss-tmo nor Close from their time.
+func TestTryThatHangs(t *testing.T) {
+	tg := startTarget(t)
+	zero, one := 0, 1
+	r := tg.record(attach.Options{FastIOFailTMO: &zero, CtrlLossTMO: &one})
+	ns, err := (&Initiator{}).connect(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trying := make(chan struct{}, 1)
+	v := newVolume(r, ns, func(ctx context.Context) (*host.Namespace, error) {
+		trying <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	tg.stop()
+	<-trying
+	if err := do(t, v, frontend.OpRead, 0, make([]byte, 512), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("got %v", err)
+	}
+	for p := v.await(t, attach.PathDead); !strings.Contains(p.Reason, "given up"); p = v.await(t, attach.PathDead) {
+		time.Sleep(time.Millisecond)
+	}
+	v.Retry()
+	<-trying
+	if err := v.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
