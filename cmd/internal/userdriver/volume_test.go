@@ -160,7 +160,7 @@ func TestVolume(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("data differs")
 	}
-	if err := do(t, v, frontend.OpRead, 4<<20, make([]byte, 512), 0); !errors.Is(err, syscall.ENOSPC) {
+	if err := do(t, v, frontend.OpRead, 4<<20, make([]byte, 512), 0); !errors.Is(err, syscall.EREMOTEIO) {
 		t.Errorf("behind the end: %v", err)
 	}
 }
@@ -351,7 +351,8 @@ func TestOpenByIdentity(t *testing.T) {
 
 func TestErrno(t *testing.T) {
 	for status, want := range map[nvme.Status]syscall.Errno{
-		nvme.StatusLBAOutOfRange | nvme.StatusDNR: syscall.ENOSPC,
+		nvme.StatusLBAOutOfRange | nvme.StatusDNR: syscall.EREMOTEIO,
+		nvme.StatusNamespaceNotReady:              syscall.EREMOTEIO,
 		nvme.StatusCapacityExceeded:               syscall.ENOSPC,
 		nvme.StatusNamespaceWriteProtected:        syscall.EPERM,
 		nvme.StatusInvalidOpcode:                  syscall.EOPNOTSUPP,
