@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"os"
 	"os/exec"
 	"testing"
 )
@@ -29,13 +30,17 @@ func Connect(t testing.TB, target *Target, nqn string, args ...string) (device s
 		t.Fatalf("nvme connect %s: exit status %d\n%s%s\n%s", nqn, r.Code, r.Stdout, r.Stderr, target.log())
 	}
 	t.Cleanup(func() {
+		if len(Controllers(nqn)) == 0 {
+			return // the case has disconnected it
+		}
 		if out, err := exec.Command("nvme", "disconnect", "-n", nqn).CombinedOutput(); err != nil {
 			t.Errorf("nvme disconnect %s: %v %s", nqn, err, out)
 		}
 	})
 	WaitFor(t, "namespace 1 of "+nqn, func() bool {
 		device = Namespace(nqn, 1)
-		return device != "" && exec.Command("test", "-b", device).Run() == nil
+		info, err := os.Stat(device)
+		return err == nil && info.Mode()&os.ModeDevice != 0
 	})
 	return device
 }
