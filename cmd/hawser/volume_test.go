@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -189,59 +190,131 @@ func checkNothingLeft(fatalf func(string, ...any), state string) {
 	})
 }
 
-// TestKilledCommands kills attach and detach at any moment; what they leave must be finished or cleaned up by the next call.
-func TestKilledCommands(t *testing.T) {
-	dir, err := os.MkdirTemp("", "hawser")
-	if err != nil {
-		t.Fatal(err)
-	}
-	state := filepath.Join(dir, "s")
+// host is a machine of its own, as far as hawser can tell: a state folder, and targets.
+type host struct {
+	t   *testing.T
+	dir string
+	exe string
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hawser := func(args ...string) *exec.Cmd {
-		cmd := exec.Command(exe, args...)
-		cmd.Args[0] = "hawser" // as testscript.Main knows it
-		cmd.Env = append(os.Environ(), "HAWSER_STATE_DIR="+state, "HOME="+dir, "XDG_STATE_HOME="+dir, "TMPDIR="+dir, "GORACE="+noExitSleep)
-		return cmd
-	}
-	served := hawser("target", "serve", "--listen", "127.0.0.1:0", "--export", "mem:a,size=1M,nqn=nqn.2026-01.org.example:a", "--allow-any-host", "-o", "jsonl", "--control", filepath.Join(dir, "c", "t"))
-	out, err := served.StdoutPipe()
+	dir, err := os.MkdirTemp("", "hawser") // short: sockets are in it
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := served.Start(); err != nil {
-		t.Fatal(err)
-	}
+	h := &host{t, dir, exe}
 	t.Cleanup(func() {
-		served.Process.Kill()
-		served.Wait()
-		killAgents(state)
+		killAgents(h.state())
 		os.RemoveAll(dir)
 	})
+	return h
+}
+
+func (h *host) state() string { return filepath.Join(h.dir, "s") }
+
+func (h *host) hawser(args ...string) *exec.Cmd {
+	cmd := exec.Command(h.exe, args...)
+	cmd.Args[0] = "hawser" // as testscript.Main knows it
+	cmd.Env = append(os.Environ(), "HAWSER_STATE_DIR="+h.state(), "HOME="+h.dir, "XDG_STATE_HOME="+h.dir, "TMPDIR="+h.dir, "GORACE="+noExitSleep)
+	return cmd
+}
+
+func (h *host) run(args ...string) {
+	h.t.Helper()
+	if b, err := h.hawser(args...).CombinedOutput(); err != nil {
+		h.t.Fatalf("hawser %v: %v\n%s", args, err, b)
+	}
+}
+
+// serve starts a target and returns its portal and what kills it.
+func (h *host) serve(args ...string) (portal string, kill func()) {
+	h.t.Helper()
+	cmd := h.hawser(append([]string{"target", "serve", "--allow-any-host", "-o", "jsonl", "--control", filepath.Join(h.dir, "c", "t")}, args...)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	kill = sync.OnceFunc(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	h.t.Cleanup(kill)
 	var doc struct{ Portals []string }
 	if err := json.NewDecoder(out).Decode(&doc); err != nil {
+		h.t.Fatal(err)
+	}
+	return doc.Portals[0], kill
+}
+
+// TestVerifyWhileTargetDies has fio write and verify through the socket while the target is killed and started again. No
+// write that was acknowledged may be missing, none may come back from the dead, and fio sees no error.
+func TestVerifyWhileTargetDies(t *testing.T) {
+	if out, err := exec.Command("fio", "--enghelp=nbd").CombinedOutput(); err != nil || !strings.Contains(string(out), "uri") {
+		t.Fatalf("fio with its engine nbd is missing: install fio (%v)", err)
+	}
+	h := newHost(t)
+	export := []string{"--export", filepath.Join(h.dir, "disk") + ",size=32M,nqn=nqn.2026-01.org.example:a", "--listen"}
+	portal, kill := h.serve(append(export, "127.0.0.1:0")...)
+	h.run("attach", "nvme://"+portal+"/nqn.2026-01.org.example:a", "--name", "v", "-c", "1", "-k", "1")
+	fio := exec.Command("fio", "--name=v", "--ioengine=nbd", "--uri=nbd+unix:///?socket="+filepath.Join(h.state(), "sockets", "v"),
+		"--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32", "--size=32M", "--io_size=192M", "--rate=24m",
+		"--verify=crc32c", "--verify_backlog=128", "--do_verify=1", "--verify_fatal=1")
+	fio.Dir = h.dir
+	var out bytes.Buffer
+	fio.Stdout, fio.Stderr = &out, &out
+	if err := fio.Start(); err != nil {
 		t.Fatal(err)
 	}
-	url := "nvme://" + doc.Portals[0] + "/nqn.2026-01.org.example:a"
-	run := func(args ...string) {
-		t.Helper()
-		if b, err := hawser(args...).CombinedOutput(); err != nil {
-			t.Fatalf("hawser %v: %v\n%s", args, err, b)
+	done := make(chan error, 1)
+	go func() { done <- fio.Wait() }()
+	t.Cleanup(func() { fio.Process.Kill() })
+	kills := 0
+	for alive := true; alive; {
+		select {
+		case err := <-done:
+			if err != nil || strings.Contains(out.String(), "verify:") {
+				t.Errorf("fio: %v\n%s", err, &out)
+			}
+			alive = false
+		case <-time.After(1500 * time.Millisecond): // of work between two deaths
+			if kills < 2 {
+				kill()
+				_, kill = h.serve(append(export, portal)...)
+				kills++
+			}
 		}
 	}
+	if kills == 0 {
+		t.Error("the target was not killed: fio was too fast")
+	}
+	h.run("detach", "v")
+	checkNothingLeft(t.Fatalf, h.state())
+}
+
+// TestKilledCommands kills attach and detach at any moment; what they leave must be finished or cleaned up by the next call.
+func TestKilledCommands(t *testing.T) {
+	h := newHost(t)
+	portal, _ := h.serve("--listen", "127.0.0.1:0", "--export", "mem:a,size=1M,nqn=nqn.2026-01.org.example:a")
+	url := "nvme://" + portal + "/nqn.2026-01.org.example:a"
 	begun := time.Now()
-	run("attach", url)
+	h.run("attach", url)
 	whole := time.Since(begun) // of one attach, roughly
-	run("detach", url)
+	h.run("detach", url)
 	for i := range 32 {
 		verb := "attach"
 		if i%2 == 1 {
-			run("attach", url)
+			h.run("attach", url)
 			verb = "detach"
 		}
-		cmd := hawser(verb, url)
+		cmd := h.hawser(verb, url)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -249,11 +322,11 @@ func TestKilledCommands(t *testing.T) {
 		cmd.Wait()
 		kill.Stop()
 		if i%4 < 2 {
-			run("attach", url)
-			run("list")
+			h.run("attach", url)
+			h.run("list")
 		}
-		run("detach", url)
+		h.run("detach", url)
 		// An agent that was started for nothing, or lost its caller, ends by itself.
-		checkNothingLeft(t.Fatalf, state)
+		checkNothingLeft(t.Fatalf, h.state())
 	}
 }
