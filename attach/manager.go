@@ -34,9 +34,17 @@ type Plan struct {
 	Missing  []PathSpec // paths to be made
 }
 
-// Changes reports whether carrying the plan out changes anything.
+// Changes reports whether carrying the plan out changes anything. Waiting for a path to come back does not.
 func (p *Plan) Changes() bool {
-	return p.Existing == nil || p.Existing.State != StateAttached || !p.Live || len(p.Missing) > 0
+	return p.Existing == nil || p.Existing.State != StateAttached || p.gone() || p.givenUp() || len(p.Missing) > 0
+}
+
+// gone says that what is recorded is not there.
+func (p *Plan) gone() bool { return p.Status.State == "" }
+
+// givenUp says that a path is there that does not come back by itself.
+func (p *Plan) givenUp() bool {
+	return slices.ContainsFunc(p.Status.Paths, func(path Path) bool { return path.State == PathDead })
 }
 
 // Steps are what would be done, for people.
@@ -49,8 +57,10 @@ func (p *Plan) Steps() []string {
 	case p.Existing == nil:
 	case p.Existing.State != StateAttached:
 		steps = append(steps, fmt.Sprintf("finish what left it %s", p.Existing.State))
-	case !p.Live:
+	case p.gone():
 		steps = append(steps, "attach again what is recorded but gone")
+	case p.givenUp():
+		steps = append(steps, "connect again the path that was given up")
 	}
 	for _, path := range p.Missing {
 		steps = append(steps, "connect "+path.String())
@@ -131,6 +141,7 @@ func (m *Manager) Check(ctx context.Context, spec Spec) (Volume, error) {
 	r := p.Existing
 	if r == nil {
 		r = m.newRecord(p)
+		r.Since = time.Time{}
 	}
 	v := r.volume()
 	v.Changed, v.State, v.Plan = &changed, VolumePlanned, p.Steps()
@@ -382,7 +393,7 @@ func (m *Manager) samePortal(ctx context.Context, p, q Portal) bool {
 func (m *Manager) apply(ctx context.Context, p *Plan) (Volume, error) {
 	changed := p.Changes()
 	r := p.Existing
-	if !changed {
+	if !changed && p.Live {
 		v := r.volume()
 		v.Changed = &changed
 		v.see(p.Status)
@@ -396,23 +407,28 @@ func (m *Manager) apply(ctx context.Context, p *Plan) (Volume, error) {
 	if r != nil {
 		now.Spec, now.Identity, now.Agent = r.Spec, r.Identity, r.Agent
 		now.Paths = slices.Concat(r.Paths, p.Missing)
-		if p.Live {
+		if !p.gone() {
 			now.Since = r.Since
 		}
 	}
 	if err := m.reserve(ctx, p, now); err != nil {
 		return Volume{}, err
 	}
+	undo := func() {
+		if before == nil || p.gone() { // what was there before is not this call's to take down
+			m.undo(ctx, p.Driver, now)
+		}
+	}
 	st, err := p.Driver.Attach(ctx, now)
 	if err == nil && !st.Identity.Same(now.Identity) {
 		err = &Error{Cause: CauseInUse, Err: fmt.Errorf("the device says it is %s, not %s", st.Identity, now.Identity),
 			Hint: "the target has changed what it shows: look at it before using either"}
-		m.undo(ctx, p.Driver, now)
+		undo()
 	}
 	if err == nil {
 		now.State, now.Identity = StateAttached, st.Identity
 		if err = m.Store.Put(now); err != nil {
-			m.undo(ctx, p.Driver, now)
+			undo()
 		}
 	}
 	if err != nil {

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"hawser.dev/hawser/nvme"
 )
 
@@ -426,6 +428,76 @@ func TestIdentityThatChanged(t *testing.T) {
 	d.hook = nil
 	m.mustAttach(t, testSpec(t, "nvme://192.0.2.10/"+testNQN), true)
 	left(t, m, d, v.Name)
+}
+
+// waiting is a driver whose path comes back during an attach.
+type waiting struct {
+	*fileDriver
+	path string // its state until then
+}
+
+func (w *waiting) Attach(ctx context.Context, r *Record) (Status, error) {
+	st, err := w.fileDriver.Attach(ctx, r)
+	if err == nil {
+		w.path = PathLive
+	}
+	return st, err
+}
+
+func (w *waiting) Status(ctx context.Context, r *Record) (Status, error) {
+	st, err := w.fileDriver.Status(ctx, r)
+	if err == nil && w.path != PathLive {
+		st.State = VolumeConnecting
+		for i := range st.Paths {
+			st.Paths[i].State = w.path
+		}
+	}
+	return st, err
+}
+
+// An attach of what is attached waits for its path, and takes nothing down when that, or the record after it, fails.
+func TestAttachDuringAnOutage(t *testing.T) {
+	m, d := testManager(t, volumes{id1})
+	spec := testSpec(t, "nvme://192.0.2.10/"+testNQN)
+	v := m.mustAttach(t, spec, true)
+	for _, c := range []struct {
+		path    string
+		changes bool
+	}{{PathConnecting, false}, {PathDead, true}} {
+		w := &waiting{fileDriver: d, path: c.path}
+		m.Drivers = []Driver{w}
+		for _, point := range []string{"attach begins", "attach done"} {
+			d.hook = func(p string) error {
+				switch {
+				case p != point:
+					return nil
+				case p == "attach begins":
+					return errors.New("boom")
+				}
+				return os.Chmod(filepath.Join(m.Store.Dir(), "records"), 0o500)
+			}
+			before, err := m.Store.Get(v.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = m.Attach(t.Context(), spec)
+			os.Chmod(filepath.Join(m.Store.Dir(), "records"), 0o700)
+			if err == nil && (point == "attach begins" || os.Geteuid() != 0) {
+				t.Errorf("%s: no error", point)
+			}
+			after, err := m.Store.Get(v.Name)
+			if err != nil || cmp.Diff(before, after) != "" {
+				t.Errorf("%s: %v\n%s", point, err, cmp.Diff(before, after))
+			}
+			left(t, m, d, v.Name)
+		}
+		d.hook, w.path = nil, c.path
+		p, err := m.Check(t.Context(), spec)
+		if err != nil || *p.Changed != c.changes || len(p.Plan) > 0 != c.changes {
+			t.Errorf("%s: %+v, %v", c.path, p, err)
+		}
+		m.mustAttach(t, spec, c.changes)
+	}
 }
 
 // However many ask at once, in whatever words, one attaches and the others find it.

@@ -184,12 +184,12 @@ func (s *Store) Get(name string) (*Record, error) {
 
 func (s *Store) get(root *os.Root, name string) (*Record, error) {
 	path := recordPath(name)
-	f, err := root.Open(path)
+	f, err := root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // whatever it is, opening it waits for nobody
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	r, err := decodeRecord(f)
+	r, err := readRecord(f)
 	if err == nil && r.Name != name {
 		err = fmt.Errorf("it is of %s", quote(r.Name))
 	}
@@ -199,6 +199,15 @@ func (s *Store) get(root *os.Root, name string) (*Record, error) {
 			Hint: "look at what is attached, then remove " + file}
 	}
 	return r, nil
+}
+
+func readRecord(f *os.File) (*Record, error) {
+	if fi, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !fi.Mode().IsRegular() {
+		return nil, errors.New("it is no file")
+	}
+	return decodeRecord(f)
 }
 
 func decodeRecord(r io.Reader) (*Record, error) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -353,4 +354,19 @@ func FuzzRecord(f *testing.F) {
 		}
 		r.volume()
 	})
+}
+
+// What is no file keeps nobody waiting.
+func TestRecordThatIsNoFile(t *testing.T) {
+	s := testStore(t)
+	if err := s.Put(testRecord(t, "good")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(s.Dir(), "records", "fifo.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	records, err := s.List()
+	if len(records) != 1 || err == nil || !strings.Contains(err.Error(), "fifo.json: it cannot be understood: it is no file") {
+		t.Errorf("%d records, %v", len(records), err)
+	}
 }
