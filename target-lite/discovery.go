@@ -26,6 +26,15 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// inZone gives a link-local address that was bound by its zone that zone back: not every kernel's getsockname(2) tells it of a
+// socket that listens.
+func inZone(ap netip.AddrPort, zone string) netip.AddrPort {
+	if a := ap.Addr(); zone != "" && a.Is6() && a.Zone() == "" {
+		return netip.AddrPortFrom(a.WithZone(zone), ap.Port())
+	}
+	return ap
+}
+
 // endpoints returns where the host behind c can try to connect, the portal it came by first. A portal on all addresses
 // has the address it came by; one that other machines or links can't reach is for those who came by it.
 func (s *Server) endpoints(c *conn) []endpoint {

@@ -131,7 +131,8 @@ func (s *Server) Listen(ctx context.Context) error {
 	var portals []*portal
 	for i, a := range s.cfg.Portals {
 		network := "tcp"
-		if ip, err := netip.ParseAddr(a.Host); err == nil {
+		ip, err := netip.ParseAddr(a.Host)
+		if err == nil {
 			network = "tcp4"
 			if ip.Is6() && (!ip.IsUnspecified() || s.hasIPv4Wildcard(a.Service)) {
 				network = "tcp6" // IPv6 only
@@ -146,8 +147,7 @@ func (s *Server) Listen(ctx context.Context) error {
 			}
 			return &PortalError{a, err}
 		}
-		bound := addrPort(ln.Addr())
-		portals = append(portals, &portal{id: uint16(i + 1), addr: a, ln: ln, bound: bound})
+		portals = append(portals, &portal{id: uint16(i + 1), addr: a, ln: ln, bound: inZone(addrPort(ln.Addr()), ip.Zone())})
 	}
 	s.portals = portals
 	s.setState(stateListening)
