@@ -131,7 +131,7 @@ func checkPrivate(d *os.File) error {
 		return fmt.Errorf("folder %s belongs to another user: use a folder of your own", d.Name())
 	}
 	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
-		return fmt.Errorf("folder %s has mode %04o and must not be open to others: chmod 0700 it or use another", d.Name(), perm)
+		return fmt.Errorf("folder %s has mode %04o and must not be open to others: use one with mode 0700", d.Name(), perm)
 	}
 	return nil
 }
@@ -195,6 +195,9 @@ func (s *Server) serveConn(ctx, work context.Context, c *net.UnixConn) error {
 	}
 	c.SetDeadline(time.Now().Add(helloTimeout))
 	if err := writeFrame(c, &hello); err != nil || refused != nil {
+		if isClosed(err) { // whoever only looked whether somebody listens
+			err = nil
+		}
 		return errors.Join(refused, err)
 	}
 	var theirs Hello

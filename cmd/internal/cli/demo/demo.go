@@ -12,8 +12,10 @@ import (
 	mathrand "math/rand/v2"
 	"net/url"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -110,6 +112,10 @@ func run(ctx context.Context, f *factory.Factory, opts *options) error {
 	d := &demo{f: f, live: !f.Format().Machine(), start: time.Now(), hostID: nvme.NewUUID()}
 	d.hostNQN = nvme.UUIDNQN(d.hostID)
 	rand.Read(d.seed[:])
+	// Without a reader it still takes down what it has made.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 
 	err := d.steps(limited)
 	err = d.explain(factory.Explain(limited, err))
@@ -122,6 +128,7 @@ func run(ctx context.Context, f *factory.Factory, opts *options) error {
 	if d.live {
 		if err == nil {
 			_, err = fmt.Fprintf(f.IO.Out, "done in %.2f s, nothing is left\n", time.Since(d.start).Seconds())
+			err = exit.New(exit.Failed, err, "")
 		}
 		return err
 	}
@@ -189,7 +196,7 @@ func (d *demo) step(ctx context.Context, name string, do func(context.Context) (
 	name = output.NewPalette(d.f.IO.ColorOut()).Bold(fmt.Sprintf("%-9s", name))
 	// Further lines stand below the first.
 	_, err = fmt.Fprintf(d.f.IO.Out, "%s %7.1f ms  %s\n", name, ms(took), strings.ReplaceAll(what, "\n", fmt.Sprintf("\n%22s", "")))
-	return err
+	return exit.New(exit.Failed, err, "")
 }
 
 // takeDown undoes what is still there, last first.

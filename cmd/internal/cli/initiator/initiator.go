@@ -34,7 +34,8 @@ func Supported(p attach.Portal) error {
 // Explain gives an error met on the way to a target its exit code, and the remedy where there is one. hostNQN is who asked.
 func Explain(ctx context.Context, err error, hostNQN nvme.NQN) error {
 	err = factory.Explain(ctx, err)
-	if err == nil || exit.Hint(err) != "" || errors.As(err, new(*exit.Error)) {
+	timedOut := errors.As(err, new(*factory.TimeoutError))
+	if err == nil || exit.Hint(err) != "" || !timedOut && errors.As(err, new(*exit.Error)) {
 		return err
 	}
 	code, hint := exit.CodeOf(err), ""
@@ -55,7 +56,11 @@ func Explain(ctx context.Context, err error, hostNQN nvme.NQN) error {
 		code, hint = exit.Usage, "--bind takes an interface of this host: 'ip link' lists them"
 	case errors.As(err, new(*net.DNSError)):
 		hint = "is the name right, and does the name server answer? An address does without it"
-	case errors.As(err, new(*factory.TimeoutError)), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+	case errors.Is(err, syscall.EINVAL) && errors.As(err, new(*net.OpError)):
+		code, hint = exit.Usage, "an address of one link needs its interface, which must be there: [fe80::1%IFACE]; 'ip link' lists them"
+	case errors.As(err, new(*net.AddrError)):
+		code, hint = exit.Usage, "--bind takes an address of the portal's kind, IPv4 or IPv6"
+	case timedOut, errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
 		errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, tcp.ErrTimeout):
 		code, hint = exit.Unreachable, "nothing answers: a firewall, a wrong address, or a target that hangs; --timeout waits longer"
 	case errors.As(err, &queue) && queue.Remote && queue.FES == wire.FESUnsupportedParam:

@@ -278,8 +278,11 @@ func listenControl(f *factory.Factory, asked string) (path string, l *net.UnixLi
 	if err != nil {
 		return "", nil, err
 	}
-	if l, err = control.Listen(path); errors.Is(err, control.ErrServed) {
+	switch l, err = control.Listen(path); {
+	case errors.Is(err, control.ErrServed):
 		err = exit.New(exit.InUse, err, "choose another --control, or stop what listens there")
+	case err != nil && asked != "" && !errors.As(err, new(syscall.Errno)):
+		err = exit.New(exit.Usage, err, "--control takes a short path in a folder of your own with mode 0700")
 	}
 	return path, l, err
 }
@@ -393,14 +396,16 @@ func explain(err error) error {
 	var portal *targetlite.PortalError
 	switch {
 	case errors.As(err, &portal):
-		hint := "'ip address' lists the addresses of this host"
+		code, hint := exit.CodeOf(err), "'ip address' lists the addresses of this host"
 		switch {
+		case errors.Is(err, syscall.EINVAL):
+			code, hint = exit.Usage, "an address of one link needs its interface, which must be there: [fe80::1%IFACE]; 'ip link' lists them"
 		case errors.Is(err, syscall.EADDRINUSE):
 			hint = "stop what listens there, or choose another port: --listen ADDR:PORT"
 		case errors.Is(err, syscall.EACCES):
 			hint = "ports below 1024 need root: choose a higher one"
 		}
-		return exit.WithHint(fmt.Errorf("--listen %s: %w", portal.Portal, portal.Err), hint)
+		return exit.New(code, fmt.Errorf("--listen %s: %w", portal.Portal, portal.Err), hint)
 	case errors.Is(err, targetlite.ErrInvalid), errors.As(err, new(*nvme.NQNError)):
 		return exit.New(exit.Usage, err, "")
 	}
