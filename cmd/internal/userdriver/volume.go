@@ -46,6 +46,7 @@ type volume struct {
 	failing     error             // what commands fail with instead of waiting
 	reason      string            // why the path is down
 	doubt       bool              // among them are writes that the target may have begun
+	over        time.Time         // when the target can do nothing any more for the path lost last; zero: never sure
 	identity    attach.Identity
 	givenUp     bool          // nothing tries any more
 	again       chan struct{} // of capacity 1: try again
@@ -177,10 +178,11 @@ func passing(err error) bool {
 	return false
 }
 
-// wait keeps a request until there is a path. used is the path it failed on; one that came up since is tried at once.
+// wait keeps a request until there is a path. used is the path it failed on; one that came up since is tried at once, but
+// with a write in doubt not before the old one is over.
 func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
 	v.mu.Lock()
-	ns, err := v.ns.Load(), v.failing
+	ns, err, over := v.ns.Load(), v.failing, v.over
 	if err == nil && (ns == nil || ns == used) {
 		v.doubt = v.doubt || used != nil && writes(r)
 		r.Next = nil
@@ -194,6 +196,14 @@ func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
 		return
 	}
 	v.mu.Unlock()
+	if err == nil && used != nil && writes(r) {
+		if d := time.Until(over); !over.IsZero() && d > 0 {
+			time.AfterFunc(d, func() { v.wait(r, nil) })
+			return
+		} else if over.IsZero() {
+			err = errDoubt
+		}
+	}
 	if err != nil {
 		r.Err = err
 		r.Done(r)
@@ -204,18 +214,18 @@ func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
 
 func writes(r *frontend.Request) bool { return r.Op != frontend.OpRead && r.Op != frontend.OpFlush }
 
-// fence waits until an association that was lost at the given time is surely over for the target: two keep alive times.
-// Until then a write in doubt may still be carried out there, behind those that are sent now. It returns false when ctx
-// ends. Without keep alive that time never comes: then the writes in doubt fail.
-func (v *volume) fence(ctx context.Context, lost time.Time, kato time.Duration) bool {
+// fence waits until the association that was lost is surely over for the target, if there are writes in doubt: until then
+// they may still be carried out there, behind those that are sent now. It returns false when ctx ends. Where that time
+// never comes the writes in doubt fail.
+func (v *volume) fence(ctx context.Context) bool {
 	v.mu.Lock()
-	doubt := v.doubt
+	doubt, over := v.doubt, v.over
 	v.doubt = false
 	v.mu.Unlock()
 	switch {
 	case !doubt:
 		return true
-	case kato <= 0:
+	case over.IsZero():
 		v.mu.Lock()
 		r := v.release()
 		v.mu.Unlock()
@@ -231,10 +241,10 @@ func (v *volume) fence(ctx context.Context, lost time.Time, kato time.Duration) 
 		}
 		return true
 	}
-	over := time.NewTimer(time.Until(lost.Add(2 * kato)))
-	defer over.Stop()
+	t := time.NewTimer(time.Until(over))
+	defer t.Stop()
 	select {
-	case <-over.C:
+	case <-t.C:
 		return true
 	case <-ctx.Done():
 		return false
@@ -262,9 +272,13 @@ func (v *volume) fail(err error) {
 	}
 }
 
-// resume sends what waits over a new path.
-func (v *volume) resume(ns *host.Namespace) {
+// resume sends what waits over a new path. It returns false when a write in doubt has come in behind the fence.
+func (v *volume) resume(ns *host.Namespace) bool {
 	v.mu.Lock()
+	if v.doubt {
+		v.mu.Unlock()
+		return false
+	}
 	v.failing, v.reason = nil, ""
 	v.ns.Store(ns)
 	r := v.release()
@@ -275,6 +289,7 @@ func (v *volume) resume(ns *host.Namespace) {
 		v.Submit(r)
 		r = next
 	}
+	return true
 }
 
 // supervise replaces the path whenever it is lost, until ctx ends. It owns the controller of the path in use.
@@ -286,21 +301,26 @@ func (v *volume) supervise(ctx context.Context, ns *host.Namespace) {
 		case <-ctx.Done():
 			return
 		}
-		why, lost, kato := ns.Controller().Err(), time.Now(), ns.Controller().KeepAlive()
+		why, kato := ns.Controller().Err(), ns.Controller().KeepAlive()
 		v.log.Warn("path lost", "volume", v.record.Name, "err", why)
 		v.mu.Lock()
 		v.ns.Store(nil)
 		v.reason = fmt.Sprint(why)
+		v.over = time.Time{}
+		if kato > 0 {
+			v.over = time.Now().Add(2 * kato) // a target may notice the silence only at the end of another period
+		}
 		v.mu.Unlock()
 		if ns = v.reconnect(ctx); ns == nil {
 			return
 		}
 		v.log.Info("path is back", "volume", v.record.Name)
-		if !v.fence(ctx, lost, kato) {
-			v.ns.Store(ns) // for Close
-			return
+		for resumed := false; !resumed; resumed = v.resume(ns) {
+			if !v.fence(ctx) {
+				v.ns.Store(ns) // for Close
+				return
+			}
 		}
-		v.resume(ns)
 	}
 }
 

@@ -242,6 +242,33 @@ func TestPathLost(t *testing.T) {
 	workers.Wait()
 }
 
+// A write in doubt that comes back when the next path is up already waits until the old one is over.
+func TestLateDoubt(t *testing.T) {
+	for _, kato := range []int{1, 0} {
+		tg := startTarget(t)
+		one := 1
+		v := tg.open(attach.Options{Reconnect: &one, KeepAliveTMO: &kato})
+		old := v.ns.Load()
+		tg.stop()
+		v.await(t, attach.PathConnecting)
+		tg.start()
+		v.await(t, attach.PathLive)
+		done := make(chan error, 1)
+		v.wait(&frontend.Request{Op: frontend.OpWrite, Length: 512, Data: make([]byte, 512), Done: func(r *frontend.Request) { done <- r.Err }}, old)
+		err := <-done
+		v.mu.Lock()
+		over := v.over
+		v.mu.Unlock()
+		if kato == 0 {
+			if !errors.Is(err, errDoubt) {
+				t.Errorf("without keep alive: %v", err)
+			}
+		} else if err != nil || time.Now().Before(over) {
+			t.Errorf("%v, %v too early", err, time.Until(over))
+		}
+	}
+}
+
 // --fast-io-fail-tmo lets commands fail; when the path is back they work again.
 func TestFastIOFail(t *testing.T) {
 	tg := startTarget(t)
