@@ -277,6 +277,7 @@ func (a *Agent) Restore(records []*attach.Record, socket func(name string) strin
 }
 
 func (a *Agent) reopen(ctx context.Context, h *attachment, socket string) {
+	var last string
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		err := a.open(ctx, h, socket)
 		if err == nil {
@@ -286,7 +287,10 @@ func (a *Agent) reopen(ctx context.Context, h *attachment, socket string) {
 		if ctx.Err() != nil {
 			return
 		}
-		a.log.Warn("cannot attach again", "volume", h.record.Name, "err", err, "next", pause)
+		if err.Error() != last { // the target may be away for long
+			last = err.Error()
+			a.log.Warn("cannot attach again", "volume", h.record.Name, "err", err, "next", pause)
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -497,8 +501,8 @@ func (a *Agent) status(h *attachment) attach.Status {
 	return st
 }
 
-// await1 runs one request and waits for it or for ctx; when ctx is first, the request and its buffer stay the volume's.
-func await1(ctx context.Context, vol frontend.Volume, req *frontend.Request) error {
+// submit runs one request and waits for it or for ctx; when ctx is first, the request and its buffer stay the volume's.
+func submit(ctx context.Context, vol frontend.Volume, req *frontend.Request) error {
 	done := make(chan error, 1)
 	req.Done = func(r *frontend.Request) { done <- r.Err }
 	vol.Submit(req)
@@ -514,7 +518,7 @@ func flush(ctx context.Context, vol frontend.Volume) error {
 	if !vol.Info().CanFlush {
 		return nil
 	}
-	return await1(ctx, vol, &frontend.Request{Op: frontend.OpFlush})
+	return submit(ctx, vol, &frontend.Request{Op: frontend.OpFlush})
 }
 
 // checkRead reads the first block.
@@ -523,7 +527,7 @@ func checkRead(ctx context.Context, vol frontend.Volume) error {
 	if info.Size < int64(info.BlockSize) {
 		return nil // nothing there to read
 	}
-	return await1(ctx, vol, &frontend.Request{Op: frontend.OpRead, Length: int64(info.BlockSize), Data: alignedBlock(info.BlockSize)})
+	return submit(ctx, vol, &frontend.Request{Op: frontend.OpRead, Length: int64(info.BlockSize), Data: alignedBlock(info.BlockSize)})
 }
 
 // commandOf is the name of a process, empty when it cannot be known.

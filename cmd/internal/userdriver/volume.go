@@ -392,10 +392,13 @@ func (v *volume) tryUntilGivenUp(ctx context.Context) *host.Namespace {
 			if r.err == nil {
 				return r.ns
 			}
-			v.log.Warn("cannot reconnect", "volume", v.record.Name, "err", r.err, "again", delay)
 			v.mu.Lock()
+			news := v.reason != r.err.Error()
 			v.reason = r.err.Error()
 			v.mu.Unlock()
+			if news { // an outage may last, and the log with it
+				v.log.Warn("cannot reconnect", "volume", v.record.Name, "err", r.err, "every", delay)
+			}
 			again = time.After(delay)
 		case <-again:
 			again = nil

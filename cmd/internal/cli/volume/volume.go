@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -168,19 +169,10 @@ func Complete(f *factory.Factory) cobra.CompletionFunc {
 		records, _ := store.List()
 		var names []cobra.Completion
 		for _, r := range records {
-			if strings.HasPrefix(r.Name, prefix) && !contains(given, r.Name) {
+			if strings.HasPrefix(r.Name, prefix) && !slices.Contains(given, r.Name) {
 				names = append(names, cobra.CompletionWithDesc(r.Name, r.Spec.Target.Name))
 			}
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
-}
-
-func contains(all []string, s string) bool {
-	for _, a := range all {
-		if a == s {
-			return true
-		}
-	}
-	return false
 }
