@@ -393,10 +393,18 @@ func (m *Manager) samePortal(ctx context.Context, p, q Portal) bool {
 func (m *Manager) apply(ctx context.Context, p *Plan) (Volume, error) {
 	changed := p.Changes()
 	r := p.Existing
-	if !changed && p.Live {
+	if r != nil && r.State == StateAttached && !p.gone() && len(p.Missing) == 0 {
+		// The record stays as it is: whatever ends this call, the volume is somebody's already.
+		st := p.Status
+		if !p.Live || p.givenUp() {
+			var err error
+			if st, err = p.Driver.Attach(ctx, r); err != nil {
+				return Volume{}, err
+			}
+		}
 		v := r.volume()
 		v.Changed = &changed
-		v.see(p.Status)
+		v.see(st)
 		return v, nil
 	}
 	before := r // what is put back when it fails; nil: nothing
@@ -415,7 +423,7 @@ func (m *Manager) apply(ctx context.Context, p *Plan) (Volume, error) {
 		return Volume{}, err
 	}
 	undo := func() {
-		if before == nil || p.gone() { // what was there before is not this call's to take down
+		if before == nil || p.gone() { // else it was there before, and is not this call's to take down
 			m.undo(ctx, p.Driver, now)
 		}
 	}
@@ -534,8 +542,9 @@ func (m *Manager) recover(ctx context.Context, r *Record) error {
 		return err
 	}
 	if r.State == StateAttaching {
-		// Complete and the very volume: finished. Anything less is taken back.
-		if st, err := d.Status(ctx, r); err == nil && st.State == VolumeLive && st.Identity.Same(r.Identity) {
+		// Complete or in use, and the very volume: finished. Anything less is taken back.
+		st, err := d.Status(ctx, r)
+		if err == nil && (st.State == VolumeLive || len(st.Clients) > 0) && st.Identity.Same(r.Identity) {
 			r.State = StateAttached
 			return m.Store.Put(r)
 		}

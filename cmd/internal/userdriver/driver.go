@@ -123,6 +123,8 @@ func LogFile(folder string) string       { return filepath.Join(folder, "log") }
 // Attach has the agent hold the volume, starting it where it does not run, and proves the socket by a read.
 func (d *Driver) Attach(ctx context.Context, r *attach.Record) (attach.Status, error) {
 	socket := agent.SocketPath(d.Store.Dir(), r.Name)
+	_, err := d.Status(ctx, r)
+	held := err == nil // by an attach before this one: not ours to take down
 	var st attach.Status
 	for restarts := 0; ; restarts++ {
 		rep, err := d.call(ctx, r.Agent, methodAttach, attachParams{*r, socket})
@@ -130,7 +132,9 @@ func (d *Driver) Attach(ctx context.Context, r *attach.Record) (attach.Status, e
 		case err == nil && !rep.Ending:
 			st = rep.Status
 			if err := prove(ctx, socket, st.Identity.Size); err != nil {
-				d.Detach(context.WithoutCancel(ctx), r, attach.DetachOptions{Force: true})
+				if !held {
+					d.Detach(context.WithoutCancel(ctx), r, attach.DetachOptions{Force: true})
+				}
 				return attach.Status{}, err
 			}
 			return d.located(st, r), nil
