@@ -201,7 +201,7 @@ func TestQueuePair(t *testing.T) {
 	for _, fd := range []bool{true, false} {
 		for _, async := range []bool{false, true} {
 			for _, digest := range []bool{false, true} {
-				for _, pda := range []uint8{0, 31} {
+				for _, pda := range []uint8{0, 17, 31} {
 					for _, quiet := range []bool{false, true} {
 						name := fmt.Sprintf("fd=%v/async=%v/digest=%v/pda=%d/success=%v", fd, async, digest, pda, quiet)
 						t.Run(name, func(t *testing.T) {

@@ -12,7 +12,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 const (
 	digestLen = 4
-	maxHeader = 128 // any header with digest and padding: PDO is at most 4*32
+	maxHeader = 144 // any header with digest and padding: a capsule's 76 bytes up to the next multiple of 72
 )
 
 // pdu is one PDU that leaves: header with digest and padding, data, data
