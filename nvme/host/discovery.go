@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"hawser.dev/hawser/nvme"
 	"hawser.dev/hawser/nvme/wire"
@@ -104,7 +105,14 @@ func (r *Record) Addr() nvme.Addr {
 	case wire.TRTypeLoop:
 		t = nvme.TransportLoop
 	}
-	return nvme.Addr{Transport: t, Host: r.TRADDR, Service: r.TRSVCID}
+	addr := r.TRADDR
+	if a, err := netip.ParseAddr(addr); err == nil && a.IsLinkLocalUnicast() && a.Zone() == "" {
+		// It means the link by which the service was asked.
+		if from, err := netip.ParseAddr(r.From.Host); err == nil {
+			addr = a.WithZone(from.Zone()).String()
+		}
+	}
+	return nvme.Addr{Transport: t, Host: addr, Service: r.TRSVCID}
 }
 
 // Discovery is what discovery services said.
