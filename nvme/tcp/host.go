@@ -230,7 +230,7 @@ func (q *HostQueue) handshake(ctx context.Context) error {
 	q.out = format{hdgst: q.cfg.HeaderDigest, ddgst: q.cfg.DataDigest, align: int(q.resp.CPDA+1) * 4}
 	q.rx.hdgst, q.rx.ddgst = q.cfg.HeaderDigest, q.cfg.DataDigest
 	q.maxH2C = int(q.resp.MaxH2CData)
-	q.rx.grow(maxReceive)
+	q.rx.grow(hostReceive)
 	return nil
 }
 

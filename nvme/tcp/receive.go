@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	minReceive = 2 << 10  // before Connect: ICReq, a Connect capsule
-	maxReceive = 64 << 10 // one read takes as many PDUs as fit
+	minReceive = 2 << 10 // before Connect: ICReq, a Connect capsule
+	// One read takes as many PDUs as fit: a host gets data, a controller mostly commands.
+	hostReceive   = 128 << 10
+	targetReceive = 64 << 10
 
 	// After a PDU with that much data the next read takes little beyond the
 	// expected bytes, so that the data of the next PDU goes straight into the caller's buffer.

@@ -180,7 +180,7 @@ func (q *TargetQueue) SetDepth(sqsize int) {
 	// A host may use an entry again before the write that answered it has returned here.
 	q.addSlots(max(0, 2*q.depth-len(q.slots)))
 	q.cids.Store(new([1 << 16 / 64]atomic.Uint64))
-	q.rx.grow(maxReceive)
+	q.rx.grow(targetReceive)
 	q.timer.Stop()
 }
 
