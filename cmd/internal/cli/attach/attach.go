@@ -64,7 +64,6 @@ When an attach fails, what it did is undone. When it is killed, the next attach 
 			}
 			return run(cmd.Context(), f, opts, specs)
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
@@ -81,6 +80,7 @@ When an attach fails, what it did is undone. When it is killed, the next attach 
 	opts.host.AddFlags(cmd)
 
 	opts.targets.AddFlags(cmd)
+	opts.targets.Complete(f, cmd, &opts.host)
 	o := &opts.spec.Options
 	fl.IntVarP(&o.NrIOQueues, "nr-io-queues", "i", 0, "ask for this `NUMBER` of I/O queues")
 	fl.IntVarP(&o.NrWriteQueues, "nr-write-queues", "W", 0, "have this `NUMBER` of queues for writes alone")

@@ -49,10 +49,10 @@ says which step failed and why, and how long a round trip takes. It changes noth
 			}
 			return run(cmd.Context(), f, opts)
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().StringArrayVar(&opts.portals, "portal", nil, "probe this further `PORTAL` of the target too; repeatable")
 	opts.target.AddFlags(cmd)
+	opts.target.Complete(f, cmd, &opts.flags.HostFlags)
 	opts.binds.AddFlags(cmd)
 	cmd.Flags().IntVar(&opts.count, "count", 10, "measure this `NUMBER` of round trips on each path")
 	opts.flags.AddFlags(cmd, 10*time.Second)
