@@ -36,6 +36,9 @@ type NamespaceInfo struct {
 	unmaps         bool // write zeroes may deallocate
 }
 
+// maxNamespaces is how many namespaces of a controller are believed.
+const maxNamespaces = 1 << 16
+
 // NSIDs returns the active namespaces in ascending order.
 func (c *Controller) NSIDs(ctx context.Context) ([]uint32, error) {
 	var all []uint32
@@ -57,6 +60,9 @@ func (c *Controller) NSIDs(ctx context.Context) ([]uint32, error) {
 		all = append(all, list...)
 		if len(list) < wire.IdentifySize/4 {
 			return all, nil
+		}
+		if len(all) > maxNamespaces {
+			return nil, fmt.Errorf("identify active namespaces: more than %d", maxNamespaces)
 		}
 	}
 }
