@@ -93,7 +93,7 @@ func connect(ctx context.Context, addr nvme.Addr, nqn nvme.NQN, o Options, quiet
 
 // initialise is the order of NVM Express Base 3.5.2 and of Linux.
 func (c *Controller) initialise(ctx context.Context) (err error) {
-	if c.admin, err = c.open(ctx, 0, adminDepth); err != nil {
+	if c.admin, err = c.open(ctx, 0, adminDepth, adminDepth); err != nil {
 		return err
 	}
 	if err := c.enable(ctx); err != nil {
@@ -110,12 +110,13 @@ func (c *Controller) initialise(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	size := min(c.o.QueueSize, c.cap.Entries())
+	entries := max(c.cap.Entries(), 2)
+	depth := min(c.o.QueueSize, entries)
 	if c.id.MAXCMD > 0 {
-		size = min(size, int(c.id.MAXCMD))
+		depth = min(depth, int(c.id.MAXCMD))
 	}
 	for qid := range min(c.o.Queues, wire.Queues(uint32(result))) {
-		q, err := c.open(ctx, uint16(qid+1), max(size, 2))
+		q, err := c.open(ctx, uint16(qid+1), max(depth, 2), entries)
 		if err != nil {
 			return fmt.Errorf("I/O queue %d: %w", qid+1, err)
 		}
@@ -125,8 +126,14 @@ func (c *Controller) initialise(ctx context.Context) (err error) {
 	return nil
 }
 
-// open makes the connection of a queue and sends Connect.
-func (c *Controller) open(ctx context.Context, qid uint16, depth int) (*tcp.HostQueue, error) {
+// open makes the connection of a queue and sends Connect. depth is the commands that the queue shall hold, limit the
+// most entries that the controller takes.
+func (c *Controller) open(ctx context.Context, qid uint16, depth, limit int) (*tcp.HostQueue, error) {
+	entries := depth
+	if !c.quiet { // by its head and tail, a queue is full with one entry unused
+		entries = min(depth+1, limit)
+		depth = entries - 1
+	}
 	conn, err := c.o.dial(ctx, c.addr)
 	if err != nil {
 		return nil, err
@@ -141,7 +148,7 @@ func (c *Controller) open(ctx context.Context, qid uint16, depth int) (*tcp.Host
 		HPDA: c.o.HPDA, MaxR2T: c.o.MaxR2T, Depth: depth, Admin: qid == 0,
 		Timeout: c.o.AdminTimeout, Logger: c.o.Logger,
 	}
-	connect := wire.Connect{QID: qid, SQSize: uint16(depth - 1), KATO: uint32(c.kato.Milliseconds())}
+	connect := wire.Connect{QID: qid, SQSize: uint16(entries - 1), KATO: uint32(c.kato.Milliseconds())}
 	if c.quiet {
 		connect.CATTR = wire.ConnectDisableSQFlow
 	}
@@ -354,17 +361,22 @@ func (c *Controller) abort(qid, cid uint16) {
 	c.admin.Submit(r)
 }
 
+// minBeat bounds how often Keep Alive is sent, whatever the timeout asked for.
+const minBeat = 10 * time.Millisecond
+
 // startKeepAlive sends Keep Alive at half the timeout, or with traffic based
 // keep alive looks at a quarter of it whether there was traffic (Base 3.9).
+// The timeout is the one asked for, as not every controller rounds it up.
 func (c *Controller) startKeepAlive() {
 	if c.kato <= 0 {
 		return
 	}
-	period := c.kato / 2
+	period := c.o.KeepAlive / 2
 	traffic := c.id.CTRATT&wire.CTRATTTBKAS != 0
 	if traffic {
-		period = c.kato / 4
+		period = c.o.KeepAlive / 4
 	}
+	period = max(period, minBeat)
 	var pending atomic.Bool
 	var sent time.Time
 	var seen uint64

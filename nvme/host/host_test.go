@@ -170,6 +170,7 @@ func TestKeepAlive(t *testing.T) {
 	for _, traffic := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			c := nvmetest.NewController(t, subsystem)
+			c.Identify.KAS = 25
 			if traffic {
 				c.Identify.CTRATT |= wire.CTRATTTBKAS
 			}
@@ -186,10 +187,13 @@ func TestKeepAlive(t *testing.T) {
 			if n := beats.Load(); n < 5 || n > 20 {
 				t.Errorf("%d keep alives in 20 s of a timeout of 4 s", n)
 			}
+			if got := ctl.KeepAlive(); got != 5*time.Second {
+				t.Errorf("keep alive timeout %v, want it rounded up to 5 s", got)
+			}
 			deaf.Store(true)
 			start := time.Now()
 			<-ctl.Done()
-			if d := time.Since(start); d > 12*time.Second || !errors.Is(ctl.Err(), tcp.ErrTimeout) {
+			if d := time.Since(start); d < 5*time.Second || d > 12*time.Second || !errors.Is(ctl.Err(), tcp.ErrTimeout) {
 				t.Errorf("given up after %v: %v", d, ctl.Err())
 			}
 			c.Stop()
@@ -210,6 +214,95 @@ func TestSQFlowControl(t *testing.T) {
 	ns := openNamespace(t, connect(t, c, host.Options{}))
 	if _, err := ns.ReadAt(make([]byte, 4096), 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestQueueFull: with SQ flow control a queue holds one command less than it has entries, and is asked for accordingly.
+func TestQueueFull(t *testing.T) {
+	for _, tt := range []struct {
+		quiet                  bool
+		entries, depth, sqsize int
+	}{
+		{quiet: true, entries: 16, depth: 16, sqsize: 15},
+		{quiet: true, entries: 128, depth: 16, sqsize: 15},
+		{entries: 128, depth: 16, sqsize: 16},
+		{entries: 17, depth: 16, sqsize: 16},
+		{entries: 16, depth: 15, sqsize: 15},
+		{entries: 2, depth: 1, sqsize: 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := nvmetest.NewController(t, subsystem)
+			c.CAP = wire.NewCAP(tt.entries, time.Second, wire.CAPCQR|wire.CAPCSSNVM)
+			var sqsize [2]atomic.Int32
+			var reads atomic.Int32
+			c.OnCommand = func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+				if cmd.Fabrics() && cmd.FCType() == wire.FCTypeConnect {
+					p := cmd.Connect()
+					if !tt.quiet && p.CATTR&wire.ConnectDisableSQFlow != 0 {
+						q.Respond(cmd, nvme.StatusConnectInvalidParameters|nvme.StatusDNR, uint64(wire.ConnectInvalid(wire.ConnectCmdCATTR, false)))
+						return true
+					}
+					sqsize[p.QID].Store(int32(p.SQSize))
+				}
+				if q.QID == 1 && cmd.Opcode == wire.OpRead {
+					reads.Add(1)
+					return true // never answered
+				}
+				return false
+			}
+			ctl := connect(t, c, host.Options{Queues: 1, QueueSize: 16, KeepAlive: -1})
+			_, depth := ctl.Queues()
+			if depth != tt.depth || int(sqsize[1].Load()) != tt.sqsize || sqsize[0].Load() != 31 {
+				t.Errorf("%+v: depth %d, SQSIZE %d, of the admin queue %d", tt, depth, sqsize[1].Load(), sqsize[0].Load())
+			}
+			ns := openNamespace(t, ctl)
+			var back atomic.Int32
+			ios := make([]*host.IO, 40)
+			for i := range ios {
+				ios[i] = &host.IO{Op: host.OpRead, Data: make([]byte, 512), Done: func(*host.IO) { back.Add(1) }}
+			}
+			ns.Submit(ios...)
+			synctest.Wait()
+			if n := int(reads.Load()); n != tt.depth || back.Load() != 0 {
+				t.Errorf("%+v: %d commands open", tt, n)
+			}
+			c.Stop()
+			<-ctl.Done()
+		})
+	}
+}
+
+// TestWriteZeroesDeallocates: DEAC is set where it is wanted, and the controller takes it (DLFEAT bit 3) and returns
+// zeros for deallocated blocks.
+func TestWriteZeroesDeallocates(t *testing.T) {
+	for dlfeat, takes := range map[uint8]bool{
+		0: false, wire.DLFEATZeroes: false, wire.DLFEATWriteZeroes: false, wire.DLFEATWriteZeroes | 2: false,
+		wire.DLFEATZeroes | wire.DLFEATWriteZeroes: true,
+	} {
+		c := nvmetest.NewController(t, subsystem)
+		seen := make(chan bool, 1)
+		c.OnCommand = func(q *nvmetest.Queue, cmd *nvmetest.Command) bool {
+			switch {
+			case cmd.Fabrics():
+			case q.QID == 0 && cmd.Opcode == wire.OpIdentify && cmd.CNS() == wire.CNSNamespace:
+				id := wire.IdentifyNamespace{NSZE: 2048, NCAP: 2048, NUSE: 2048, DLFEAT: dlfeat}
+				id.LBAF[0].DS = 9
+				q.SendData(cmd, id.AppendTo(nil))
+				return true
+			case q.QID != 0 && cmd.Opcode == wire.OpWriteZeroes:
+				seen <- cmd.DEAC()
+			}
+			return false
+		}
+		ns := openNamespace(t, connect(t, c, host.Options{Queues: 1}))
+		for _, unmap := range []bool{false, true} {
+			if err := ns.WriteZeroes(0, 4096, unmap); err != nil {
+				t.Fatal(err)
+			}
+			if deac := <-seen; deac != (unmap && takes) {
+				t.Errorf("DLFEAT %#x, may unmap %v: DEAC %v", dlfeat, unmap, deac)
+			}
+		}
 	}
 }
 

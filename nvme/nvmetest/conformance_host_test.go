@@ -520,8 +520,9 @@ func TestHostF12KeepAliveGranularity(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if n := beats.Load(); n < 6 || n > 60 {
-			t.Errorf("%d keep alives in a minute", n)
+		// The controller may hold the host to the second that it asked for.
+		if n := beats.Load(); n < 60 || n > 121 {
+			t.Errorf("%d keep alives in a minute for a timeout of 1 s", n)
 		}
 		if err := ctl.Close(context.Background()); err != nil {
 			t.Error(err)
