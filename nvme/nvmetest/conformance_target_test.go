@@ -701,3 +701,53 @@ func TestTargetF15FewerQueues(t *testing.T) {
 	cid := h.Send(wire.SetFeaturesCmd(wire.FeatureNumberOfQueues, 0, 0xffff), nil)
 	h.ExpectStatus(cid, nvme.StatusInvalidField)
 }
+
+// Linux sends room for as many ranges as a command may have, whatever it uses of it.
+func TestTargetDSMRoom(t *testing.T) {
+	s := serve(t)
+	_, q := withIO(t, s, nvmetest.HostOptions{})
+	want := pattern(8192, 5)
+	data := (&wire.DSMRange{Blocks: 8, SLBA: 8}).AppendTo(nil)
+	data = append(data, (&wire.DSMRange{Blocks: 8}).AppendTo(nil)...) // beyond the one range that counts
+	data = append(data, make([]byte, 4096-len(data))...)
+	for _, inCapsule := range []int{targetInCaps, 0} {
+		q.InCapsule = targetInCaps
+		q.Must(wire.WriteCmd(1, 0, 16, 0), want, 0)
+		q.InCapsule = inCapsule
+		q.Must(wire.DSMCmd(1, 1, wire.DSMDeallocate), data, 0)
+		if _, got := q.Must(wire.ReadCmd(1, 0, 16, 0), nil, 8192); !bytes.Equal(got[:4096], want[:4096]) || !bytes.Equal(got[4096:], make([]byte, 4096)) {
+			t.Error("the range is not deallocated, or more than it is")
+		}
+	}
+}
+
+// A host that shuts down may have forgotten its Asynchronous Event Requests, and use their CIDs again.
+func TestTargetCIDOfAER(t *testing.T) {
+	s := serve(t)
+	h := nvmetest.ConnectAdmin(t, s.addr, nvmetest.HostOptions{SubNQN: testNQN})
+	const cid = 0x4321
+	send := func(cmd wire.Command) {
+		cmd.CID = cid
+		h.Raw(h.Frame(wire.TypeCapsuleCmd, 0, cmd.AppendTo(nil), nil))
+	}
+	send(wire.AERCmd())
+	for range 3 {
+		send(wire.PropertyGetCmd(wire.PropertyVS, 4))
+		if c := h.ExpectStatus(cid, nvme.StatusSuccess); c.DW0 != 2<<16 {
+			t.Errorf("VS %#x", c.DW0)
+		}
+	}
+}
+
+// A command without data may leave its SGL blank.
+func TestTargetBlankSGL(t *testing.T) {
+	s := serve(t)
+	h := nvmetest.Open(t, s.addr, nvmetest.HostOptions{SubNQN: testNQN})
+	h.MustConnect(0, wire.CNTLIDDynamic)
+	cmd := wire.PropertySetCmd(wire.PropertyCC, 4, uint64(wire.CCIOEntries|wire.CCEnable))
+	cmd.SGL = wire.SGL{}
+	h.ExpectStatus(h.Send(cmd, nil), nvme.StatusSuccess)
+	if !wire.CSTS(h.Property(wire.PropertyCSTS, 4)).Ready() {
+		t.Error("not enabled")
+	}
+}
