@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -647,6 +649,77 @@ func TestNothingLeaks(t *testing.T) {
 	eventually(t, func() bool { return runtime.NumGoroutine() <= before+2 })
 }
 
+// What is logged of a refused Connect names who wanted what, and what is wrong with it.
+func TestConnectRefusedLog(t *testing.T) {
+	for _, c := range []struct {
+		change func(*wire.Connect, *wire.ConnectData)
+		want   []string
+	}{
+		{func(_ *wire.Connect, d *wire.ConnectData) { d.HostNQN = "" }, []string{"host NQN is empty", "subsystem=" + string(subNQN), "Connect Invalid Parameters"}},
+		{func(_ *wire.Connect, d *wire.ConnectData) { d.SubNQN += "x" }, []string{"no such subsystem", "host=" + string(hostNQN), "subsystem=" + string(subNQN) + "x"}},
+		{func(_ *wire.Connect, d *wire.ConnectData) { d.HostNQN += "x" }, []string{"does not allow this host", "host=" + string(hostNQN) + "x", "Connect Invalid Host"}},
+		{func(p *wire.Connect, _ *wire.ConnectData) { p.SQSize = 64 }, []string{"queue of 65 entries, want 2 to 64"}},
+		{func(p *wire.Connect, d *wire.ConnectData) { p.QID, d.CNTLID = 1, 7 }, []string{"no controller with ID 0x7"}},
+	} {
+		var log lines
+		cfg := one(targetlite.Namespace{Backend: null(t, "refused")})
+		cfg.Subsystems[0].AllowAnyHost, cfg.Subsystems[0].Hosts = false, []nvme.NQN{hostNQN}
+		cfg.QueueDepth = 64
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		h := nvmetest.Open(t, serve(t, cfg).addr.String(), nvmetest.HostOptions{SubNQN: subNQN, HostNQN: hostNQN})
+		p, d := h.ConnectCmd(0), h.ConnectData(wire.CNTLIDDynamic)
+		c.change(&p, &d)
+		h.Connect(p, d)
+		got := log.String()
+		for _, want := range append(c.want, "connect refused", "level=WARN") {
+			if !strings.Contains(got, want) {
+				t.Errorf("no %q in %q", want, got)
+			}
+		}
+	}
+}
+
+// lines keeps what is logged.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// A host that closes in order hears of no error, also if its I/O queues go first.
+func TestCloseInOrder(t *testing.T) {
+	srv := serve(t, one(targetlite.Namespace{Backend: memory(t, "close", 1<<20)}))
+	for i := range 20 {
+		ctrl := connect(t, srv.addr, subNQN, host.Options{Queues: 4, HeaderDigest: i%2 == 1})
+		ns, err := ctrl.Open(t.Context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ns.WriteAt(pattern(4096, byte(i)), 0); err != nil {
+			t.Fatal(err)
+		}
+		if n, _ := ctrl.Queues(); n != 4 {
+			t.Fatalf("%d I/O queues", n)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		if err := ctrl.Close(ctx); err != nil {
+			t.Errorf("close %d: %v", i, err)
+		}
+		cancel()
+	}
+}
+
 func TestFloodIsBounded(t *testing.T) {
 	cfg := one(targetlite.Namespace{Backend: memory(t, "flood", 1<<20)})
 	cfg.MaxPending = 64
@@ -674,10 +747,10 @@ func TestFloodIsBounded(t *testing.T) {
 			nvmetest.ConnectAdmin(t, srv.addr.String(), nvmetest.HostOptions{SubNQN: subNQN}).Close()
 		}
 	}
-	eventually(t, func() bool { return srv.Status().Pending <= 64 })
-	if st := srv.Status(); st.Connections > 64+10 {
-		t.Errorf("%d connections", st.Connections)
-	}
+	eventually(t, func() bool {
+		st := srv.Status()
+		return st.Pending <= 64 && st.Connections <= 64+10
+	})
 	for _, c := range silent {
 		c.Close()
 	}

@@ -2,6 +2,7 @@ package targetlite
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"hawser.dev/hawser/nvme"
@@ -24,9 +25,11 @@ func (c *conn) beginFabrics(t *task) (nvme.Status, uint16) {
 func (c *conn) fabrics(t *task) {
 	sqe := &t.cmd.SQE
 	if sqe.FCType() == wire.FCTypeConnect {
-		status, result := c.connect(t)
+		var d wire.ConnectData
+		status, result, why := c.connect(t, &d)
 		if !status.OK() {
-			c.srv.refusals.log(c.srv.log, slog.LevelWarn, "connect refused", "address", c.nc.RemoteAddr(), "status", status, "offset", result)
+			c.srv.refusals.log(c.srv.log, slog.LevelWarn, "connect refused: "+why, "address", c.nc.RemoteAddr(),
+				"host", d.HostNQN, "subsystem", d.SubNQN, "status", status.Name(true))
 			c.ctrl, c.qid = nil, 0
 		}
 		t.complete(status, uint64(result))
@@ -50,25 +53,24 @@ func (c *conn) fabrics(t *task) {
 	t.complete(nvme.StatusSuccess, 0)
 }
 
-// connect answers Connect (NVMe over Fabrics 1.1, 3.3) with a status and dword 0.
-func (c *conn) connect(t *task) (nvme.Status, uint32) {
+// connect answers Connect (NVMe over Fabrics 1.1, 3.3) with a status and dword 0. It fills d; why is for people.
+func (c *conn) connect(t *task, d *wire.ConnectData) (status nvme.Status, result uint32, why string) {
 	p := t.cmd.SQE.Connect()
-	badCommand := func(offset uint16) (nvme.Status, uint32) {
-		return nvme.StatusConnectInvalidParameters | nvme.StatusDNR, wire.ConnectInvalid(offset, false)
+	badCommand := func(offset uint16, why string, args ...any) (nvme.Status, uint32, string) {
+		return nvme.StatusConnectInvalidParameters | nvme.StatusDNR, wire.ConnectInvalid(offset, false), fmt.Sprintf(why, args...)
 	}
-	badData := func(offset uint16) (nvme.Status, uint32) {
-		return nvme.StatusConnectInvalidParameters | nvme.StatusDNR, wire.ConnectInvalid(offset, true)
+	badData := func(offset uint16, why string, args ...any) (nvme.Status, uint32, string) {
+		return nvme.StatusConnectInvalidParameters | nvme.StatusDNR, wire.ConnectInvalid(offset, true), fmt.Sprintf(why, args...)
 	}
 	if p.RecFmt != 0 {
-		return nvme.StatusConnectIncompatibleFormat | nvme.StatusDNR, 0
+		return nvme.StatusConnectIncompatibleFormat | nvme.StatusDNR, 0, fmt.Sprintf("record format %d is unknown", p.RecFmt)
 	}
-	var d wire.ConnectData
 	if err := d.Parse(t.cmd.Data); err != nil {
 		var we *wire.Error
 		if errors.As(err, &we) {
-			return badData(uint16(we.Offset))
+			return badData(uint16(we.Offset), "%v", err)
 		}
-		return badData(0)
+		return badData(0, "%v", err)
 	}
 	entries := c.srv.cfg.QueueDepth
 	if p.QID == 0 {
@@ -77,42 +79,45 @@ func (c *conn) connect(t *task) (nvme.Status, uint32) {
 	sub := c.srv.subsystem(d.SubNQN)
 	switch {
 	case sub == nil:
-		return badData(wire.ConnectDataSubNQN)
+		return badData(wire.ConnectDataSubNQN, "there is no such subsystem")
 	case d.HostNQN == "":
-		return badData(wire.ConnectDataHostNQN)
+		return badData(wire.ConnectDataHostNQN, "host NQN is empty")
 	case !sub.access.Load().allows(d.HostNQN):
-		return nvme.StatusConnectInvalidHost | nvme.StatusDNR, wire.ConnectInvalid(wire.ConnectDataHostNQN, true)
+		return nvme.StatusConnectInvalidHost | nvme.StatusDNR, wire.ConnectInvalid(wire.ConnectDataHostNQN, true), "the subsystem does not allow this host"
 	case p.SQSize == 0 || int(p.SQSize) >= entries:
-		return badCommand(wire.ConnectCmdSQSize)
+		return badCommand(wire.ConnectCmdSQSize, "queue of %d entries, want 2 to %d", int(p.SQSize)+1, entries)
 	}
 	if p.QID == 0 {
 		if d.CNTLID != wire.CNTLIDDynamic {
-			return badData(wire.ConnectDataCNTLID)
+			return badData(wire.ConnectDataCNTLID, "controller ID %#x, want %#x: controllers are dynamic", d.CNTLID, wire.CNTLIDDynamic)
 		}
-		ctrl := newController(c.srv, sub, &d, p.KATO)
+		ctrl := newController(c.srv, sub, d, p.KATO)
 		if !sub.add(ctrl) {
-			return nvme.StatusConnectControllerBusy, 0
+			return nvme.StatusConnectControllerBusy, 0, "the subsystem has no controller left"
 		}
 		c.ctrl, c.qid = ctrl, 0
 		ctrl.attach(c, 0)
 	} else {
-		if sub.discovery || int(p.QID) > c.srv.cfg.MaxQueues {
-			return badCommand(wire.ConnectCmdQID)
+		switch {
+		case sub.discovery:
+			return badCommand(wire.ConnectCmdQID, "queue ID %d: a discovery controller has no I/O queues", p.QID)
+		case int(p.QID) > c.srv.cfg.MaxQueues:
+			return badCommand(wire.ConnectCmdQID, "queue ID %d, want at most %d", p.QID, c.srv.cfg.MaxQueues)
 		}
 		ctrl := sub.controller(d.CNTLID)
 		switch {
 		case ctrl == nil || ctrl.hostNQN != d.HostNQN || ctrl.hostID != d.HostID:
-			return badData(wire.ConnectDataCNTLID)
+			return badData(wire.ConnectDataCNTLID, "the host has no controller with ID %#x", d.CNTLID)
 		case !ctrl.live.Load():
-			return badCommand(wire.ConnectCmdQID)
+			return badCommand(wire.ConnectCmdQID, "queue ID %d: controller %#x is not enabled", p.QID, d.CNTLID)
 		}
 		c.ctrl, c.qid = ctrl, p.QID
 		switch status := ctrl.attach(c, p.QID); status {
 		case nvme.StatusSuccess:
 		case nvme.StatusConnectInvalidParameters:
-			return badData(wire.ConnectDataCNTLID)
+			return badData(wire.ConnectDataCNTLID, "controller %#x is gone", d.CNTLID)
 		default:
-			return status | nvme.StatusDNR, 0
+			return status | nvme.StatusDNR, 0, fmt.Sprintf("queue ID %d is connected already", p.QID)
 		}
 	}
 	c.srv.settled(c)
@@ -123,5 +128,5 @@ func (c *conn) connect(t *task) (nvme.Status, uint32) {
 		c.q.SetSpin(c.srv.cfg.Spin)
 	}
 	c.srv.log.Debug("connected", "address", c.nc.RemoteAddr(), "host", d.HostNQN, "subsystem", d.SubNQN, "cntlid", c.ctrl.cntlid, "qid", p.QID)
-	return nvme.StatusSuccess, uint32(c.ctrl.cntlid)
+	return nvme.StatusSuccess, uint32(c.ctrl.cntlid), ""
 }
