@@ -202,7 +202,13 @@ func (a *Agent) await(ctx context.Context, h *attachment, r *attach.Record) (att
 	}
 	// A read comes back when a path works: it waits for one, as any command does.
 	if err := checkRead(ctx, h.opened.Volume()); err != nil {
-		return attach.Status{}, &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("%s is attached, but does not work: %w", r.Name, err)}
+		for _, p := range h.opened.Paths() {
+			if p.Reason != "" {
+				err = fmt.Errorf("%s: %s", p.Portal, p.Reason)
+			}
+		}
+		return attach.Status{}, &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("%s is attached, but does not work: %w", r.Name, err),
+			Hint: "it goes on by itself once its target answers"}
 	}
 	return a.status(h), nil
 }

@@ -50,6 +50,8 @@ func run(ctx context.Context, f *factory.Factory, opts *options) error {
 	if err != nil {
 		return err
 	}
+	// It was started as /proc/self/exe, a name that says nothing to whoever looks at processes (proc_pid_comm(5)).
+	_ = os.WriteFile("/proc/self/comm", []byte("hawser"), 0)
 	// Everything it says goes to its log, and it says what it does.
 	log := slog.New(slog.NewTextHandler(f.IO.Err, nil)).With("pid", os.Getpid())
 	if opts.worker {
