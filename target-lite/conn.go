@@ -87,13 +87,13 @@ func (c *conn) Begin(cmd *tcp.Cmd) {
 
 // hold keeps a command unanswered until the connection ends: the host will send it again elsewhere.
 func (c *conn) hold(t *task) {
-	c.held = append(c.held, t)
-	if t.cmd.DataLen > 0 && t.cmd.SQE.ToController() {
-		if t.cmd.InCapsule {
-			t.cmd.Data = make([]byte, t.cmd.DataLen) // goes nowhere
-		} else {
-			t.cmd.Defer()
-		}
+	switch {
+	case t.cmd.DataLen == 0 || !t.cmd.SQE.ToController():
+	case t.cmd.InCapsule: // the queue answers it if the data is damaged
+		t.cmd.Data = make([]byte, t.cmd.DataLen) // goes nowhere
+	default:
+		t.cmd.Defer()
+		c.held = append(c.held, t) // it is never executed
 	}
 	c.uncount(t)
 }
@@ -146,7 +146,8 @@ func provide(t *task) { t.cmd.Provide(t.buf[:t.cmd.DataLen]) }
 func (c *conn) Execute(cmd *tcp.Cmd) {
 	t := cmd.User.(*task)
 	switch {
-	case !t.counted: // held
+	case !t.counted:
+		c.held = append(c.held, t)
 	case cmd.SQE.Fabrics():
 		c.fabrics(t)
 	case c.qid != 0:
