@@ -80,6 +80,8 @@ type HostQueue struct {
 	maxH2C,
 	inCapsule int
 
+	damage damage // the loop's
+
 	slots   []hostSlot
 	free    []uint16
 	answers uint64
@@ -464,6 +466,7 @@ func (q *HostQueue) poll(wait bool) (int, error) {
 	list := q.done
 	q.done = reqList{}
 	q.tx.mu.Unlock()
+	q.damage.tell(q.cfg.Logger, q.s, false)
 	list.call()
 	q.tx.mu.Lock()
 	q.inLoop = false
@@ -556,6 +559,7 @@ func (q *HostQueue) end(why error) error {
 	if errors.As(why, &e) {
 		q.terminate(e)
 	}
+	q.damage.tell(q.cfg.Logger, q.s, true)
 	q.s.Close()
 	q.tx.stop()
 	q.tx.mu.Lock()
@@ -692,9 +696,12 @@ func (q *HostQueue) completed(s *hostSlot, c wire.Completion) *Error {
 			return outOfOrder("command %#04x succeeded before its data was sent (%d of %d bytes)", s.cid, s.sent, n)
 		}
 	}
-	if s.badSum && c.Status.OK() {
-		c.Status = nvme.StatusTransientTransportError
-		r.Err = ErrDataDigest
+	if s.badSum {
+		q.damage.count++
+		if c.Status.OK() {
+			c.Status = nvme.StatusTransientTransportError
+			r.Err = ErrDataDigest
+		}
 	}
 	r.Completion = c
 	s.complete = true

@@ -154,6 +154,12 @@ func (h *connected) Begin(c *Cmd) {
 func open(t testing.TB, fd bool, hc HostConfig, tc TargetConfig, h *ram) *queuePair {
 	t.Helper()
 	a, b := streams(t, fd)
+	return openOn(t, a, b, hc, tc, h)
+}
+
+// openOn is open on streams that are there.
+func openOn(t testing.TB, a, b Stream, hc HostConfig, tc TargetConfig, h *ram) *queuePair {
+	t.Helper()
 	handler := &connected{ram: h, depth: hc.Depth}
 	tc.Handler = handler
 	p := &queuePair{target: NewTargetQueue(b, tc)}

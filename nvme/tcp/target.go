@@ -72,6 +72,7 @@ type TargetQueue struct {
 	asks      *Cmd // commands whose next R2T is due, linked by link
 	cur       *Cmd // whose data is coming
 	depth     int
+	damage    damage
 	inCapsule int
 	icresp    pdu
 	timer     *time.Timer
@@ -402,6 +403,7 @@ func (q *TargetQueue) Run() error {
 		q.active.Store(true)
 		e := q.rx.parse()
 		q.cfg.Handler.EndBatch()
+		q.damage.tell(q.cfg.Logger, q.s, false)
 		q.active.Store(false)
 		q.tx.mu.Lock()
 		for c := q.asks; c != nil; c = c.link {
@@ -444,6 +446,7 @@ func (q *TargetQueue) end(why error) error {
 	if errors.As(why, &e) {
 		endConnection(&q.tx, q.s, wire.TypeC2HTermReq, e)
 	}
+	q.damage.tell(q.cfg.Logger, q.s, true)
 	q.s.Close()
 	q.tx.stop()
 	q.cfg.Handler.Ended(why)
@@ -732,6 +735,7 @@ func (q *TargetQueue) payload(ok bool) *Error {
 	case c.got < c.DataLen:
 	case c.badSum:
 		// The data can be sent again: Linux and others retry this status.
+		q.damage.count++
 		c.state = cmdHeld
 		c.Complete(nvme.StatusTransientTransportError, 0)
 	default:
