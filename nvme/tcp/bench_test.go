@@ -148,7 +148,7 @@ func BenchmarkQueue(b *testing.B) {
 			if err := floor.PinProcess(1); err != nil {
 				b.Fatal(err)
 			}
-			const rounds, n = 5, 20000
+			const rounds, n = 25, 5000
 			var bestFloor, bestQueue time.Duration
 			better := func(best *time.Duration, total, p50 time.Duration, err error) {
 				if err != nil {

@@ -34,7 +34,7 @@ const (
 	subsystem nvme.NQN = "nqn.2026-11.com.example:bench"
 	volume             = 64 << 20
 
-	rounds = 5 // interleaved; the best of each side counts, since both cores are shared with others
+	rounds = 25 // interleaved; the best of each side counts, since both cores are shared with others
 )
 
 func TestMain(m *testing.M) {
@@ -182,11 +182,11 @@ func BenchmarkSpin(b *testing.B) {
 		depth int
 		n     int
 	}{
-		{host.OpRead, 4096, 1, 20000},
-		{host.OpRead, 4096, 32, 60000},
-		{host.OpWrite, 4096, 1, 20000},
-		{host.OpWrite, 4096, 32, 60000},
-		{host.OpRead, 128 << 10, 8, 4000},
+		{host.OpRead, 4096, 1, 5000},
+		{host.OpRead, 4096, 32, 20000},
+		{host.OpWrite, 4096, 1, 5000},
+		{host.OpWrite, 4096, 32, 20000},
+		{host.OpRead, 128 << 10, 8, 1000},
 	} {
 		b.Run(fmt.Sprintf("%v/size=%d/depth=%d", c.op, c.size, c.depth), func(b *testing.B) {
 			req, resp := wire.HLenCmd, wire.HLenData+c.size
