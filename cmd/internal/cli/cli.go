@@ -50,7 +50,7 @@ func execute(ctx context.Context, f *factory.Factory, root *cobra.Command, args 
 	case !run.started && !errors.As(err, &typed):
 		// cobra's own complaints about flags and arguments have no type.
 		code = exit.Usage
-	case ctx.Err() != nil && (code == exit.Failed || errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))):
+	case ctx.Err() != nil && (code == exit.Failed || code == exit.Unreachable || errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))):
 		// What failed did so because it was told to stop.
 		code = exit.Interrupted
 	}

@@ -126,6 +126,7 @@ func TestErrors(t *testing.T) {
 		{name: "deadline", err: context.DeadlineExceeded, code: exit.Unreachable, text: "hawser: test: context deadline exceeded\n"},
 		{name: "interrupted", ctx: canceled, err: fmt.Errorf("reading: %w", context.Canceled), code: exit.Interrupted, text: "hawser: test: interrupted: reading: context canceled\n"},
 		{name: "stopped", ctx: canceled, err: errors.New("gave way"), code: exit.Interrupted, text: "hawser: test: interrupted: gave way\n"},
+		{name: "stopped while it waited", ctx: canceled, err: exit.Errorf(exit.Unreachable, "reset"), code: exit.Interrupted, text: "hawser: test: interrupted: reset\n"},
 		{name: "stopped with a cause", ctx: canceled, err: exit.Errorf(exit.InUse, "busy"), code: exit.InUse, text: "hawser: test: busy\n"},
 		{name: "json", args: []string{"-o", "json"}, err: exit.New(exit.NotFound, errors.New("no <x>"), "look"), code: exit.NotFound,
 			text: `{"schemaVersion":1,"error":{"code":5,"message":"test: no <x>","hint":"look"}}` + "\n"},
