@@ -365,11 +365,10 @@ func (a *Agent) close(ctx context.Context, h *attachment, opts attach.DetachOpti
 	if err != nil {
 		if !opts.Force {
 			a.resume(h)
-			cause := attach.CauseFailed
 			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-				cause, err = attach.CauseUnreachable, fmt.Errorf("it did not finish in %v", timeout)
+				err = fmt.Errorf("it did not finish in %v", timeout)
 			}
-			return res, &attach.Error{Cause: cause, Err: fmt.Errorf("flush of %s: %w", name, err),
+			return res, &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("flush of %s: %w", name, err),
 				Hint: "it stays attached; --force lets it go, and what was written but not flushed may be lost"}
 		}
 		a.log.Warn("flush", "volume", name, "err", err)

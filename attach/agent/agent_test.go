@@ -245,13 +245,25 @@ func TestFlushThatFails(t *testing.T) {
 	}))
 	f.attach()
 	bad.Store(true)
-	if _, err := f.Detach(t.Context(), "a", attach.DetachOptions{}); attach.CauseOf(err) != attach.CauseFailed || !errors.Is(err, syscall.EIO) {
+	if _, err := f.Detach(t.Context(), "a", attach.DetachOptions{}); attach.CauseOf(err) != attach.CauseUnreachable || !errors.Is(err, syscall.EIO) {
 		t.Fatalf("got %v", err)
 	}
 	f.dial().Close()
 	bad.Store(false)
 	if _, err := f.Detach(t.Context(), "a", attach.DetachOptions{}); err != nil {
 		t.Fatal(err)
+	}
+	f.gone()
+
+	f = setup(t, frontendtest.Fail(func(r *frontend.Request) error {
+		if r.Op == frontend.OpFlush {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	f.attach()
+	if res, err := f.Detach(t.Context(), "a", attach.DetachOptions{Force: true}); err != nil || res.DataLost != attach.DataLostPossible {
+		t.Errorf("forced: %+v, %v", res, err)
 	}
 	f.gone()
 }

@@ -48,7 +48,7 @@ func Table() []Entry {
 		{Partial, "partly done", "of several things asked, some succeeded"},
 		{Auth, "authentication", "key missing or refused, host not allowed by the target"},
 		{NotFound, "not found", "unknown NQN, IQN, LUN, volume or name"},
-		{Unreachable, "timeout or unreachable", "refused, reset, no route, no answer, a flush that did not finish"},
+		{Unreachable, "timeout or unreachable", "refused, reset, no route, no answer, a flush that failed or did not finish"},
 		{Unsupported, "not supported", "a feature that the kernel or the target lacks, or a missing tool"},
 		{Permission, "permission", "not root where root is needed"},
 		{InUse, "in use, or not ours", "holders, another's controllers, a device already exported, an identity that changed"},
