@@ -29,7 +29,8 @@ type Opener interface {
 	Open(ctx context.Context, r *attach.Record) (Opened, error)
 }
 
-// Opened is a volume that is connected. One that gives lost paths up may have a method Retry(), which begins anew.
+// Opened is a volume that is connected. One that gives lost paths up may have a method Retry(), which begins anew. One that
+// brings them back may have a method Foreign(ctx) error, which waits until one leads to another volume; nil when ctx ends.
 type Opened interface {
 	Volume() frontend.Volume
 	Identity() attach.Identity
@@ -112,7 +113,12 @@ type attachment struct {
 	served chan error // the result of the server's Serve
 
 	up   chan struct{} // closed when opened is there
+	soon chan struct{} // of capacity 1: do not wait for the next try to open it
 	stop func()        // ends the tries to open it
+
+	// Under Agent.mu.
+	tried   chan struct{} // closed when a try to open it has failed, and then replaced
+	foreign error         // what that try found in its place
 }
 
 func (h *attachment) lock(ctx context.Context) error {
@@ -163,7 +169,7 @@ func (a *Agent) Attach(ctx context.Context, r *attach.Record, socket string) (at
 
 // hold makes the entry of an attachment, busy. a.mu is held.
 func (a *Agent) hold(r *attach.Record) *attachment {
-	h := &attachment{busy: make(chan struct{}, 1), record: r, up: make(chan struct{}), stop: func() {}}
+	h := &attachment{busy: make(chan struct{}, 1), record: r, up: make(chan struct{}), soon: make(chan struct{}, 1), tried: make(chan struct{}), stop: func() {}}
 	h.busy <- struct{}{}
 	a.held[r.Name] = h
 	a.idle.Stop()
@@ -182,10 +188,8 @@ func (a *Agent) drop(h *attachment) {
 
 // await waits until an attachment that is held already works.
 func (a *Agent) await(ctx context.Context, h *attachment, r *attach.Record) (attach.Status, error) {
-	select {
-	case <-h.up:
-	case <-ctx.Done():
-		return attach.Status{}, &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("%s is attached, but its target does not answer: %w", r.Name, context.Cause(ctx))}
+	if err := a.awaitOpen(ctx, h); err != nil {
+		return attach.Status{}, err
 	}
 	if err := h.lock(ctx); err != nil {
 		return attach.Status{}, err
@@ -201,7 +205,17 @@ func (a *Agent) await(ctx context.Context, h *attachment, r *attach.Record) (att
 		r.Retry() // a path that was given up
 	}
 	// A read comes back when a path works: it waits for one, as any command does.
-	if err := checkRead(ctx, h.opened.Volume()); err != nil {
+	reading, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if f, ok := h.opened.(interface{ Foreign(context.Context) error }); ok {
+		go func() { cancel(f.Foreign(reading)) }()
+	}
+	if err := checkRead(reading, h.opened.Volume()); err != nil {
+		for _, why := range []error{err, context.Cause(reading)} {
+			if attach.CauseOf(why) == attach.CauseInUse {
+				return attach.Status{}, foreign(r.Name, why)
+			}
+		}
 		for _, p := range h.opened.Paths() {
 			if p.Reason != "" {
 				err = fmt.Errorf("%s: %s", p.Portal, p.Reason)
@@ -211,6 +225,39 @@ func (a *Agent) await(ctx context.Context, h *attachment, r *attach.Record) (att
 			Hint: "it goes on by itself once its target answers"}
 	}
 	return a.status(h), nil
+}
+
+// awaitOpen waits until h was opened again.
+func (a *Agent) awaitOpen(ctx context.Context, h *attachment) error {
+	a.mu.Lock()
+	tried := h.tried
+	a.mu.Unlock()
+	select {
+	case h.soon <- struct{}{}:
+	default:
+	}
+	for {
+		select {
+		case <-h.up:
+			return nil
+		case <-tried:
+		case <-ctx.Done():
+			return &attach.Error{Cause: attach.CauseUnreachable, Err: fmt.Errorf("%s is attached, but its target does not answer: %w", h.record.Name, context.Cause(ctx))}
+		}
+		a.mu.Lock()
+		err := h.foreign
+		tried = h.tried
+		a.mu.Unlock()
+		if err != nil {
+			return foreign(h.record.Name, err)
+		}
+	}
+}
+
+// foreign is the error for an attachment whose target shows another volume in its place.
+func foreign(name string, err error) error {
+	return &attach.Error{Cause: attach.CauseInUse, Err: fmt.Errorf("%s is attached, but does not work: %w", name, err),
+		Hint: "the target has changed what it shows: look at it before using either"}
 }
 
 // open connects h and starts its frontend. h is busy.
@@ -293,12 +340,20 @@ func (a *Agent) reopen(ctx context.Context, h *attachment, socket string) {
 		if ctx.Err() != nil {
 			return
 		}
+		a.mu.Lock()
+		if h.foreign = nil; attach.CauseOf(err) == attach.CauseInUse {
+			h.foreign = err
+		}
+		close(h.tried)
+		h.tried = make(chan struct{})
+		a.mu.Unlock()
 		if err.Error() != last { // the target may be away for long
 			last = err.Error()
 			a.log.Warn("cannot attach again", "volume", h.record.Name, "err", err, "next", pause)
 		}
 		select {
 		case <-time.After(pause):
+		case <-h.soon:
 		case <-ctx.Done():
 			return
 		}

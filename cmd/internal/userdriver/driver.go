@@ -198,10 +198,11 @@ func (d *Driver) Detach(ctx context.Context, r *attach.Record, opts attach.Detac
 	if rep.Ending || down {
 		d.sweep(ctx, r.Agent)
 	}
+	// Gone already, unless the process that made it died.
+	if err := agent.RemoveSocket(agent.SocketPath(d.Store.Dir(), r.Name)); err != nil {
+		return attach.DetachResult{}, err
+	}
 	if down || rep.Absent {
-		if err := agent.RemoveSocket(agent.SocketPath(d.Store.Dir(), r.Name)); err != nil {
-			return attach.DetachResult{}, err
-		}
 		return attach.DetachResult{}, attach.ErrNotAttached
 	}
 	return rep.Detach, nil

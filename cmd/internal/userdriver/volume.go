@@ -45,11 +45,14 @@ type volume struct {
 	head, tail  *frontend.Request // commands that wait for a path, by Next
 	failing     error             // what commands fail with instead of waiting
 	reason      string            // why the path is down
+	foreign     error             // what the last try found in the volume's place
+	tried       chan struct{}     // closed when a try has ended, and then replaced
 	doubt       bool              // among them are writes that the target may have begun
 	over        time.Time         // when the target can do nothing any more for the path lost last; zero: never sure
 	identity    attach.Identity
 	givenUp     bool          // nothing tries any more
-	again       chan struct{} // of capacity 1: try again
+	again       chan struct{} // of capacity 1: try again what was given up
+	soon        chan struct{} // of capacity 1: do not wait for the next try
 	closing     context.CancelFunc
 	supervising chan struct{} // closed when nothing reconnects any more
 }
@@ -65,7 +68,8 @@ type vio struct {
 
 // newVolume takes over a namespace that is connected.
 func newVolume(r *attach.Record, ns *host.Namespace, connect func(context.Context) (*host.Namespace, error), log *slog.Logger) *volume {
-	v := &volume{record: r, connect: connect, log: log, identity: identityOf(&ns.NamespaceInfo), again: make(chan struct{}, 1), supervising: make(chan struct{})}
+	v := &volume{record: r, connect: connect, log: log, identity: identityOf(&ns.NamespaceInfo),
+		tried: make(chan struct{}), again: make(chan struct{}, 1), soon: make(chan struct{}, 1), supervising: make(chan struct{})}
 	v.info = frontend.Info{
 		Size: ns.Size, BlockSize: ns.BlockSize, OptimalIO: ns.OptimalIO,
 		ReadOnly: ns.ReadOnly || r.Spec.ReadOnly, CanFlush: ns.VolatileCache, CanFUA: true,
@@ -183,6 +187,9 @@ func passing(err error) bool {
 func (v *volume) wait(r *frontend.Request, used *host.Namespace) {
 	v.mu.Lock()
 	ns, err, over := v.ns.Load(), v.failing, v.over
+	if err == errLost && v.foreign != nil {
+		err = &errnoError{syscall.EIO, v.foreign}
+	}
 	if err == nil && (ns == nil || ns == used) {
 		v.doubt = v.doubt || used != nil && writes(r)
 		r.Next = nil
@@ -356,6 +363,33 @@ func (v *volume) Retry() {
 	}
 }
 
+// Foreign waits until a path that was lost leads to another volume, and returns which; nil when ctx ends.
+func (v *volume) Foreign(ctx context.Context) error {
+	v.mu.Lock()
+	tried := v.tried
+	v.mu.Unlock()
+	if v.ns.Load() == nil {
+		select {
+		case v.soon <- struct{}{}:
+		default:
+		}
+	}
+	for {
+		select {
+		case <-tried:
+		case <-ctx.Done():
+			return nil
+		}
+		v.mu.Lock()
+		err := v.foreign
+		tried = v.tried
+		v.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
 func (v *volume) tryUntilGivenUp(ctx context.Context) *host.Namespace {
 	o := &v.record.Spec.Options
 	delay := seconds(o.Reconnect, defaultReconnectDelay)
@@ -381,11 +415,21 @@ func (v *volume) tryUntilGivenUp(ctx context.Context) *host.Namespace {
 					ns = nil
 				}
 			}
+			v.mu.Lock()
+			if ctx.Err() == nil { // else it was cut short, and found nothing out
+				if v.foreign = nil; attach.CauseOf(err) == attach.CauseInUse {
+					v.foreign = err
+				}
+			}
+			close(v.tried)
+			v.tried = make(chan struct{})
+			v.mu.Unlock()
 			results <- result{ns, err}
 		}()
 	}
 	begin()
-	var again <-chan time.Time // nil while a try is under way
+	var again <-chan time.Time // nil while a try is under way, as is soon
+	var soon <-chan struct{}
 	for {
 		select {
 		case r := <-results:
@@ -399,9 +443,12 @@ func (v *volume) tryUntilGivenUp(ctx context.Context) *host.Namespace {
 			if news { // an outage may last, and the log with it
 				v.log.Warn("cannot reconnect", "volume", v.record.Name, "err", r.err, "every", delay)
 			}
-			again = time.After(delay)
+			again, soon = time.After(delay), v.soon
 		case <-again:
-			again = nil
+			again, soon = nil, nil
+			begin()
+		case <-soon:
+			again, soon = nil, nil
 			begin()
 		case <-fastFail:
 			v.fail(errLost)
@@ -420,7 +467,7 @@ func (v *volume) tryUntilGivenUp(ctx context.Context) *host.Namespace {
 func (v *volume) accept(ns *host.Namespace) error {
 	switch id := identityOf(&ns.NamespaceInfo); {
 	case !id.Same(v.record.Identity):
-		return fmt.Errorf("the device says it is %s, not %s", id, v.record.Identity)
+		return &attach.Error{Cause: attach.CauseInUse, Err: fmt.Errorf("the device says it is %s, not %s", id, v.record.Identity)}
 	case ns.BlockSize != v.info.BlockSize:
 		return fmt.Errorf("its blocks have %d bytes now, not %d", ns.BlockSize, v.info.BlockSize)
 	case ns.Size < v.info.Size:

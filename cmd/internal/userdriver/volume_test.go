@@ -323,6 +323,16 @@ func TestAnotherVolumeInItsPlace(t *testing.T) {
 	}
 	p := v.await(t, attach.PathDead)
 	t.Log(p.Reason)
+	v.Retry()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := v.Foreign(ctx); attach.CauseOf(err) != attach.CauseInUse || !strings.Contains(err.Error(), nvme.UUID{2}.String()) || !strings.Contains(err.Error(), nvme.UUID{1}.String()) {
+		t.Errorf("what is there: %v", err)
+	}
+	v.await(t, attach.PathDead)
+	if err := do(t, v, frontend.OpRead, 0, make([]byte, 512), 0); !errors.Is(err, syscall.EIO) || attach.CauseOf(err) != attach.CauseInUse {
+		t.Errorf("given up: %v", err)
+	}
 	tg.stop()
 	got := make([]byte, 512)
 	read := &backend.Request{Op: backend.OpRead, Length: 512, Data: got, Done: func(*backend.Request) {}}
