@@ -119,18 +119,22 @@ func killAgent(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: killagent worker|monitor|both VOLUME")
 	}
 	var shown struct {
-		Volume struct {
+		Volumes []struct {
 			Agent struct{ PID, MonitorPID int }
 		}
 	}
 	ts.Check(ts.Exec("hawser", "show", args[1], "-o", "json"))
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &shown))
-	pids, sig := []int{shown.Volume.Agent.PID}, syscall.SIGKILL
+	if len(shown.Volumes) != 1 {
+		ts.Fatalf("not one volume: %s", ts.ReadFile("stdout"))
+	}
+	agent := shown.Volumes[0].Agent
+	pids, sig := []int{agent.PID}, syscall.SIGKILL
 	switch args[0] {
 	case "monitor":
-		pids[0] = shown.Volume.Agent.MonitorPID
+		pids[0] = agent.MonitorPID
 	case "both":
-		pids, sig = append([]int{shown.Volume.Agent.MonitorPID}, pids...), syscall.SIGTERM
+		pids, sig = append([]int{agent.MonitorPID}, pids...), syscall.SIGTERM
 	}
 	if pids[0] <= 1 {
 		ts.Fatalf("no %s: %s", args[0], ts.ReadFile("stdout"))

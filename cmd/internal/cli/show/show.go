@@ -16,10 +16,10 @@ import (
 	"hawser.dev/hawser/cmd/internal/cli/volume"
 )
 
-// Document is what 'show' prints.
+// Document is what 'show' prints: one volume, in the shape that all verbs print volumes in.
 type Document struct {
 	output.Header
-	Volume attach.Volume `json:"volume"`
+	Volumes []attach.Volume `json:"volumes"`
 }
 
 // New returns the command.
@@ -52,7 +52,7 @@ func run(ctx context.Context, f *factory.Factory, arg string) error {
 	if err != nil {
 		return err
 	}
-	return f.Printer().Print(output.View{Doc: Document{Volume: v}, Text: func(t *output.Text) error { return text(t, v) }})
+	return f.Printer().Print(output.View{Doc: Document{Volumes: []attach.Volume{v}}, Text: func(t *output.Text) error { return text(t, v) }})
 }
 
 func text(t *output.Text, v attach.Volume) error {
