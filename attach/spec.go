@@ -18,6 +18,8 @@ const (
 
 	FrontendAuto   = "auto"
 	FrontendSocket = "socket" // an NBD server on a unix socket
+	FrontendUblk   = "ublk"   // /dev/ublkbN; refused as unsupported
+	FrontendNBD    = "nbd"    // /dev/nbdN; refused as unsupported
 )
 
 // Spec says what shall be attached and how: it is what flags fill and what a record holds.
@@ -184,6 +186,9 @@ func (s *Spec) Validate() error {
 	}
 	switch s.Frontend {
 	case "", FrontendAuto, FrontendSocket:
+	case FrontendUblk, FrontendNBD:
+		return &Error{Cause: CauseUnsupported, Err: fmt.Errorf("--frontend %s: this hawser cannot show volumes so", s.Frontend),
+			Hint: "use --frontend socket, an NBD server on a unix socket"}
 	default:
 		return usagef("--frontend %s: must be one of auto, socket", quote(s.Frontend))
 	}

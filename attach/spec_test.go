@@ -2,6 +2,7 @@ package attach
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
@@ -99,6 +100,18 @@ func TestSpecSchema(t *testing.T) {
 	for name, got := range map[string]Spec{"JSON": fromJSON, "YAML": fromYAML} {
 		if d := cmp.Diff(want, got, addr); d != "" {
 			t.Errorf("%s: %s", name, d)
+		}
+	}
+}
+
+// Frontends that are known but not built are no usage errors, and the remedy names one that is.
+func TestFrontendNotBuilt(t *testing.T) {
+	for _, word := range []string{FrontendUblk, FrontendNBD} {
+		s := testSpec(t, "nvme://192.0.2.10/"+testNQN)
+		s.Frontend = word
+		var e *Error
+		if err := s.Validate(); !errors.As(err, &e) || e.Cause != CauseUnsupported || !strings.Contains(e.Error(), "--frontend "+word) || !strings.Contains(e.Hint, "socket") {
+			t.Errorf("%s: %v", word, err)
 		}
 	}
 }

@@ -72,7 +72,7 @@ When an attach fails, what it did is undone. When it is killed, the next attach 
 	opts.binds.AddFlags(cmd)
 	fl.IntVar(&opts.spec.MinPaths, "min-paths", 0, "be content with this `NUMBER` of paths (1 unless given)")
 	fl.Var(factory.OneOf(&opts.driver, attach.DriverAuto, attach.DriverKernel, attach.DriverUser), "driver", "auto, kernel, user")
-	fl.Var(factory.OneOf(&opts.frontend, attach.FrontendAuto, attach.FrontendSocket), "frontend", "auto, socket: how the user driver shows a volume")
+	fl.Var(factory.OneOf(&opts.frontend, attach.FrontendAuto, attach.FrontendSocket, attach.FrontendUblk, attach.FrontendNBD), "frontend", "auto, socket: how the user driver shows a volume")
 	fl.BoolVar(&opts.spec.ReadOnly, "read-only", false, "refuse writes to the device")
 	fl.BoolVar(&opts.check, "check", false, "say what would be done, and change nothing")
 	fl.DurationVar(&opts.wait, "wait", 0, "while a target cannot be reached, try again for this `DURATION`; --timeout bounds each try")
