@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -236,6 +237,10 @@ func start(ctx context.Context, exports []export, cfg targetlite.Config, who acc
 			return srv, undo, explainOpen(e, err)
 		}
 		opened = append(opened, b)
+		backing, err := backingOf(e.path)
+		if err != nil {
+			return srv, undo, explainOpen(e, err)
+		}
 		if _, err := os.Lstat(e.path); err == nil && errors.Is(statErr, fs.ErrNotExist) {
 			made = append(made, e.path)
 		}
@@ -249,7 +254,7 @@ func start(ctx context.Context, exports []export, cfg targetlite.Config, who acc
 			index[nqn] = i
 			cfg.Subsystems = append(cfg.Subsystems, targetlite.Subsystem{NQN: nqn, Hosts: who.hosts, AllowAnyHost: who.any})
 		}
-		cfg.Subsystems[i].Namespaces = append(cfg.Subsystems[i].Namespaces, targetlite.Namespace{NSID: e.nsid, Backend: b, Spec: e.path, UUID: e.uuid})
+		cfg.Subsystems[i].Namespaces = append(cfg.Subsystems[i].Namespaces, targetlite.Namespace{NSID: e.nsid, Backend: b, Spec: backing, UUID: e.uuid})
 	}
 	s, err := targetlite.New(cfg)
 	if err != nil {
@@ -260,6 +265,14 @@ func start(ctx context.Context, exports []export, cfg targetlite.Config, who acc
 		return srv, undo, explain(err)
 	}
 	return srv, undo, nil
+}
+
+// backingOf is an export's path as it is shown: absolute, because who asks may stand in another folder.
+func backingOf(path string) (string, error) {
+	if kind, _, ok := strings.Cut(path, ":"); ok && (kind == "mem" || kind == "null") {
+		return path, nil
+	}
+	return filepath.Abs(path)
 }
 
 func inCapsule(n int64) int {
