@@ -95,6 +95,9 @@ func orDefault[T comparable](v *T, def T) {
 	}
 }
 
+// DefaultMaxTransfer is what Config.MaxTransfer is where it is zero.
+const DefaultMaxTransfer = 1 << 20
+
 // setDefaults fills in what is zero and checks the rest, but not the subsystems.
 func (c *Config) setDefaults() error {
 	orDefault(&c.MinCNTLID, 1)
@@ -102,7 +105,7 @@ func (c *Config) setDefaults() error {
 	orDefault(&c.MaxQueues, 64)
 	orDefault(&c.QueueDepth, 128)
 	orDefault(&c.InCapsule, 16<<10)
-	orDefault(&c.MaxTransfer, 1<<20)
+	orDefault(&c.MaxTransfer, DefaultMaxTransfer)
 	orDefault(&c.BufferMemory, defaultBufferMemory())
 	orDefault(&c.MaxConnections, int(min(max(physicalMemory()/8/queueMemory, 1024), 16384)))
 	orDefault(&c.MaxPending, 1024)

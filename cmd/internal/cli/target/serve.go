@@ -131,6 +131,9 @@ func serve(ctx context.Context, f *factory.Factory, opts *serveOptions) error {
 			"give the host NQN that 'hawser host show' prints on the host")
 	case len(hosts) > 0 && opts.allowAnyHost:
 		return exit.Usagef("--host and --allow-any-host contradict each other: give one of them")
+	case opts.inCapsule%16 != 0 || opts.inCapsule > targetlite.DefaultMaxTransfer:
+		return exit.Usagef("--in-capsule %s: must be a multiple of 16 bytes up to %s, or 0 for none",
+			size.Format(opts.inCapsule), size.Format(targetlite.DefaultMaxTransfer))
 	case opts.drain < 0:
 		return exit.Usagef("--drain-timeout %v: must not be below zero", opts.drain)
 	}
