@@ -21,6 +21,7 @@ import (
 
 	"hawser.dev/hawser/attach"
 	"hawser.dev/hawser/attach/agent"
+	"hawser.dev/hawser/cmd/internal/cli/exit"
 	"hawser.dev/hawser/cmd/internal/control"
 )
 
@@ -85,7 +86,11 @@ func (d *Driver) start(ctx context.Context, id string) error {
 		return err
 	}
 	fail := func(err error) error {
-		return &attach.Error{Cause: attach.CauseOf(err), Err: fmt.Errorf("agent %s does not start: %w", id, err), Hint: "its log says more: " + LogFile(d.folder(id))}
+		hint := exit.Hint(err)
+		if hint == "" {
+			hint = "its log says more: " + LogFile(d.folder(id))
+		}
+		return &attach.Error{Cause: attach.CauseOf(err), Err: fmt.Errorf("agent %s does not start: %w", id, err), Hint: hint}
 	}
 	log, err := lockLog(ctx, d.folder(id), true)
 	if err != nil {

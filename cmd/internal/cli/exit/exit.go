@@ -105,7 +105,7 @@ func WithHint(err error, hint string) error {
 	return &Error{Code: CodeOf(err), Err: err, Hint: hint}
 }
 
-// Hint returns the outermost remedy found in err.
+// Hint returns the outermost remedy found in err; where there is none, that for a resource that ran out.
 func Hint(err error) (hint string) {
 	walk(err, func(e error) bool {
 		switch x := e.(type) {
@@ -116,7 +116,31 @@ func Hint(err error) (hint string) {
 		}
 		return hint != ""
 	})
+	if hint == "" {
+		hint = exhausted(err)
+	}
 	return hint
+}
+
+// exhausted is the remedy where the system has no more of something, empty for any other error.
+func exhausted(err error) string {
+	var call *os.SyscallError
+	inotify := errors.As(err, &call) && strings.HasPrefix(call.Syscall, "inotify")
+	switch {
+	case inotify && errors.Is(err, syscall.EMFILE):
+		return "this user has too many inotify instances: raise the limit, 'sysctl fs.inotify.max_user_instances' shows it"
+	case inotify && errors.Is(err, syscall.ENOSPC):
+		return "there are too many inotify watches: raise the limit, 'sysctl fs.inotify.max_user_watches' shows it"
+	case errors.Is(err, syscall.ENOSPC):
+		return "the file system is full: free some space there ('df -h' and 'df -i' show what is left)"
+	case errors.Is(err, syscall.EDQUOT):
+		return "the quota is used up: free some space there ('quota' shows what is left)"
+	case errors.Is(err, syscall.EMFILE):
+		return "too many files are open in this process: raise the limit, 'ulimit -n' shows it (LimitNOFILE= of a systemd unit)"
+	case errors.Is(err, syscall.ENFILE):
+		return "too many files are open on this machine: raise the limit, 'sysctl fs.file-max' shows it"
+	}
+	return ""
 }
 
 // CodeOf returns the exit code for err. An Error decides for all that it wraps; of several joined errors

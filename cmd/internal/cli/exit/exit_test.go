@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -65,6 +66,29 @@ func TestHint(t *testing.T) {
 	}
 	if New(Usage, nil, "x") != nil || WithHint(nil, "x") != nil {
 		t.Error("nil became an error")
+	}
+}
+
+// What ran out is no secret: the hint says what to do about it, unless somebody knew better.
+func TestHintExhausted(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want string
+	}{
+		{&fs.PathError{Op: "write", Path: "/run/hawser/records/v", Err: syscall.ENOSPC}, "file system is full"},
+		{&fs.PathError{Op: "write", Path: "/x", Err: syscall.EDQUOT}, "quota"},
+		{fmt.Errorf("x: %w", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EMFILE}), "ulimit -n"},
+		{&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.ENFILE)}, "fs.file-max"},
+		{os.NewSyscallError("inotify_init1", syscall.EMFILE), "max_user_instances"},
+		{os.NewSyscallError("inotify_add_watch /run", syscall.ENOSPC), "max_user_watches"},
+		{errors.Join(errors.New("x"), &Error{Failed, syscall.ENOSPC, "do this"}), "do this"},
+	} {
+		if got := Hint(tc.err); !strings.Contains(got, tc.want) {
+			t.Errorf("%v: %q, want %s", tc.err, got, tc.want)
+		}
+	}
+	if got := Hint(syscall.EIO); got != "" {
+		t.Errorf("EIO: %q", got)
 	}
 }
 
