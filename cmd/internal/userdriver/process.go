@@ -92,31 +92,51 @@ func (d *Driver) start(ctx context.Context, id string) error {
 		}
 		return &attach.Error{Cause: attach.CauseOf(err), Err: fmt.Errorf("agent %s does not start: %w", id, err), Hint: hint}
 	}
-	log, err := lockLog(ctx, d.folder(id), true)
-	if err != nil {
-		return fail(err)
-	}
-	defer log.Close() // the processes have it too
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fail(err)
 	}
 	defer r.Close()
+	defer w.Close()
+	folder := d.folder(id)
+	log, err := lockLog(ctx, folder, true)
+	if err != nil {
+		os.Remove(folder) // which goes when it is empty
+		return fail(err)
+	}
+	defer log.Close() // the processes have it too
+	// A folder is left behind only for what its log has to say that the error does not.
+	undo := func(err error) error {
+		if st, serr := log.Stat(); exit.Hint(err) != "" || serr == nil && st.Size() == 0 {
+			os.Remove(log.Name())
+			os.Remove(ControlSocket(folder))
+			os.Remove(folder)
+		}
+		return fail(err)
+	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = append(append([]string{}, d.Command...), "--state-dir", d.Store.Dir(), "--id", id)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return fail(err)
+	if err := cmd.Start(); err != nil {
+		return undo(err)
 	}
-	go cmd.Wait()
+	w.Close() // the monitor has it: its end is seen as the end of the pipe
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
 	if err := awaitReady(ctx, r); err != nil {
 		cmd.Process.Signal(syscall.SIGTERM)
-		return fail(err)
+		select {
+		case <-ended:
+			return undo(err)
+		case <-ctx.Done():
+			return fail(err)
+		}
 	}
 	return nil
 }
