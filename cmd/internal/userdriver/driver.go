@@ -229,6 +229,11 @@ func (d *Driver) sweep(ctx context.Context, id string) {
 		return
 	}
 	defer lock.Unlock()
+	d.clear(ctx, id)
+}
+
+// clear waits until no process of an agent is alive and removes its folder. The agent's lock is held.
+func (d *Driver) clear(ctx context.Context, id string) {
 	log, err := lockLog(ctx, d.folder(id), false)
 	if err != nil {
 		return // gone, or alive again

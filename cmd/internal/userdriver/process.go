@@ -105,12 +105,15 @@ func (d *Driver) start(ctx context.Context, id string) error {
 		return fail(err)
 	}
 	defer log.Close() // the processes have it too
-	// A folder is left behind only for what its log has to say that the error does not.
+	began := sizeOf(log)
+	// The folder stays only for what its log says that the error does not: of this start, or of an agent that died before.
 	undo := func(err error) error {
-		if st, serr := log.Stat(); exit.Hint(err) != "" || serr == nil && st.Size() == 0 {
-			os.Remove(log.Name())
-			os.Remove(ControlSocket(folder))
-			os.Remove(folder)
+		said := sizeOf(log)
+		log.Close()
+		if said == 0 || began == 0 && exit.Hint(err) != "" {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+			defer cancel()
+			d.clear(ctx, id)
 		}
 		return fail(err)
 	}
@@ -139,6 +142,15 @@ func (d *Driver) start(ctx context.Context, id string) error {
 		}
 	}
 	return nil
+}
+
+// sizeOf is 1 where it cannot be known: such a file is not taken for an empty one.
+func sizeOf(f *os.File) int64 {
+	st, err := f.Stat()
+	if err != nil {
+		return 1
+	}
+	return st.Size()
 }
 
 func awaitReady(ctx context.Context, r *os.File) error {
