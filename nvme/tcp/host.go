@@ -599,11 +599,8 @@ func (q *HostQueue) check(h wire.Header) *Error {
 	}
 	switch h.Type {
 	case wire.TypeICResp:
-		if q.acked {
-			return outOfOrder("second ICResp")
-		}
-		if h.PLen != wire.HLenICReq {
-			return invalid(4, "PLEN %d of ICResp, want %d", h.PLen, wire.HLenICReq)
+		if e := checkIC(h, q.acked); e != nil {
+			return e
 		}
 	case wire.TypeC2HTermReq:
 		return checkTerm(h)
@@ -612,6 +609,17 @@ func (q *HostQueue) check(h wire.Header) *Error {
 		return invalid(0, "%s from a controller", h.Type)
 	}
 	return checkHLen(h)
+}
+
+// checkIC checks ICReq or ICResp, which have one length and come once.
+func checkIC(h wire.Header, acked bool) *Error {
+	if acked {
+		return outOfOrder("second %s", h.Type)
+	}
+	if h.PLen != wire.HLenICReq {
+		return invalid(4, "PLEN %d of %s, want %d", h.PLen, h.Type, wire.HLenICReq)
+	}
+	return nil
 }
 
 func checkHLen(h wire.Header) *Error {

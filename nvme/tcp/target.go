@@ -530,11 +530,8 @@ func (q *TargetQueue) check(h wire.Header) *Error {
 	overhead := uint32(wire.MaxPDUOverhead)
 	switch h.Type {
 	case wire.TypeICReq:
-		if q.acked {
-			return outOfOrder("second ICReq")
-		}
-		if h.PLen != wire.HLenICReq {
-			return invalid(4, "PLEN %d of ICReq, want %d", h.PLen, wire.HLenICReq)
+		if e := checkIC(h, q.acked); e != nil {
+			return e
 		}
 	case wire.TypeH2CTermReq:
 		return checkTerm(h)
