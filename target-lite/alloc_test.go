@@ -4,11 +4,11 @@ package targetlite_test
 
 import (
 	"fmt"
-	"runtime"
 	"testing"
 
 	"hawser.dev/hawser/nvme/host"
 	targetlite "hawser.dev/hawser/target-lite"
+	"hawser.dev/hawser/test/alloc"
 )
 
 // TestNoAllocation counts the allocations of target and initiator together.
@@ -70,12 +70,7 @@ func TestNoAllocation(t *testing.T) {
 			}
 			run(2000)
 			const n = 4000
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			run(n)
-			runtime.ReadMemStats(&after)
-			// A goroutine that waits for room in a socket may be started once.
-			if got := after.Mallocs - before.Mallocs; got > n/100 {
+			if got := alloc.Count(func() { run(n) }); got > n/100 {
 				t.Errorf("%s, digests %v: %d allocations for %d commands", c.name, digest, got, n)
 			}
 		}

@@ -5,13 +5,13 @@ package host_test
 import (
 	"context"
 	"net"
-	"runtime"
 	"testing"
 
 	"hawser.dev/hawser/nvme"
 	"hawser.dev/hawser/nvme/host"
 	"hawser.dev/hawser/target-lite"
 	"hawser.dev/hawser/target-lite/backend"
+	"hawser.dev/hawser/test/alloc"
 )
 
 // TestNoAllocation counts the allocations of initiator and target together, each command from Submit to Done.
@@ -89,11 +89,7 @@ func TestNoAllocation(t *testing.T) {
 			}
 			run(1000)
 			const n = 2000
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			run(n)
-			runtime.ReadMemStats(&after)
-			if got := after.Mallocs - before.Mallocs; got > n/100 {
+			if got := alloc.Count(func() { run(n) }); got > n/100 {
 				t.Errorf("%d allocations for %d commands", got, n)
 			}
 		})

@@ -19,6 +19,7 @@ import (
 	"hawser.dev/hawser/nvme/host"
 	targetlite "hawser.dev/hawser/target-lite"
 	"hawser.dev/hawser/target-lite/backend"
+	"hawser.dev/hawser/test/alloc"
 )
 
 const (
@@ -192,9 +193,14 @@ func TestNoAllocation(t *testing.T) {
 	for range 50 {
 		round() // warm
 	}
-	// The target in this process counts too; what is left of a batch is the noise of timers and pools.
-	if n := testing.AllocsPerRun(200, round); n > 1 {
-		t.Errorf("%v allocations for a batch of %d commands", n, batch)
+	// The target in this process counts too.
+	const batches = 200
+	if n := alloc.Count(func() {
+		for range batches {
+			round()
+		}
+	}); n > batches {
+		t.Errorf("%d allocations for %d batches of %d commands", n, batches, batch)
 	}
 }
 
